@@ -1,0 +1,57 @@
+"""Errors that a person can mend: what, where, the nearest valid value, what to do next.
+
+    UserError            2   the request, a recipe, a config or a profile is wrong
+    ├── Refused          3   the world is not ready: absent artifact, unreachable store or tracker
+    └── RunFailed        1   the job itself ran and failed
+
+Library code raises these; the one handler in ``launcher.cli.main`` prints them and exits with
+``exit_code``. Any other exception that reaches a user is a bug in nemo-sky.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake in what was asked.
+
+    ``where`` is ``file:line`` when the mistake stands in a file; ``hint`` says what to do next.
+    """
+
+    exit_code = 2
+
+    def __init__(self, message: str, *, where: str | None = None, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.where = where
+        self.hint = hint
+
+    def __str__(self) -> str:
+        located = f"{self.where}: {self.message}" if self.where else self.message
+        return f"{located}\n  {self.hint}" if self.hint else located
+
+
+class Refused(UserError):
+    """What was asked is well formed, but the world is not ready for it; nothing was started."""
+
+    exit_code = 3
+
+
+class RunFailed(UserError):
+    """The job started and failed; its last lines are in the message."""
+
+    exit_code = 1
+
+
+def nearest(word: str, candidates: Iterable[str]) -> str | None:
+    """The candidate that ``word`` was most likely meant to be, or None when none is close."""
+    matches = difflib.get_close_matches(word, sorted(set(candidates)), n=1, cutoff=0.6)
+    return matches[0] if matches else None
+
+
+def did_you_mean(word: str, candidates: Iterable[str]) -> str:
+    """``"; did you mean 'x'?"`` for the nearest candidate, else the empty string."""
+    match = nearest(word, candidates)
+    return f"; did you mean {match!r}?" if match else ""
