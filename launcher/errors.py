@@ -47,8 +47,16 @@ class RunFailed(UserError):
 
 def nearest(word: str, candidates: Iterable[str]) -> str | None:
     """The candidate that ``word`` was most likely meant to be, or None when none is close."""
-    matches = difflib.get_close_matches(word, sorted(set(candidates)), n=1, cutoff=0.6)
-    return matches[0] if matches else None
+    known = sorted(set(candidates))
+    if matches := difflib.get_close_matches(word, known, n=1, cutoff=0.6):
+        return matches[0]
+    # One is the beginning of the other: `skypilot` for `sky`, `pre` for `pretrain`.
+    stems = [item for item in known if len(item) > 2 and len(word) > 2 and _same_stem(word, item)]
+    return stems[0] if stems else None
+
+
+def _same_stem(one: str, other: str) -> bool:
+    return one.startswith(other) or other.startswith(one)
 
 
 def did_you_mean(word: str, candidates: Iterable[str]) -> str:

@@ -1,0 +1,44 @@
+# Two commands do all the set-up: `make demo` and `make test`. Both begin with `make setup`.
+PYTHON ?= python3.11
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.current
+
+.PHONY: setup demo test unit e2e lint render bench clean
+
+setup: $(STAMP)
+
+# Anything installed depends on these two files alone; when they change, so does the environment.
+$(STAMP): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is needed; set PYTHON=... to name another 3.11+"; exit 1; }
+	[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable ".[sky,tiny,dev]" --constraint constraints.txt
+	@touch $(STAMP)
+
+demo: setup
+	$(BIN)/nemo-sky launch tiny all --cloud local
+
+test: setup lint unit e2e
+
+unit: setup
+	$(BIN)/python -m pytest tests/unit -n 2
+
+e2e: setup
+	$(BIN)/python -m pytest tests/e2e
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/nemo-sky check
+	$(BIN)/nemo-sky render --all --check
+
+render: setup
+	$(BIN)/nemo-sky render --all
+
+bench: setup
+	$(BIN)/python benchmarks/startup.py
+
+clean:
+	rm -rf $(VENV) .nemo-sky

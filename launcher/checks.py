@@ -1,0 +1,87 @@
+"""All that can be checked without starting anything: runspecs, configs, profiles, and that artifacts join up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from launcher import clusters, config, inputs, runspec
+from launcher.errors import UserError, did_you_mean, nearest
+from launcher.project import Project
+from launcher.runspec import Problem
+
+
+def check_paths(paths: Sequence[Path]) -> tuple[list[Problem], int]:
+    """Problems of the given scripts, folders and profiles, and how many files were looked at."""
+    scripts = [path for path in paths if path.suffix not in (".yaml", ".yml")]
+    problems: list[Problem] = []
+    count = 0
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"there is no file or folder {path}")
+        if path.suffix in (".yaml", ".yml"):
+            problems += _check_profile(path)
+            count += 1
+    found, _ = runspec.discover(scripts)
+    return problems + runspec.check_paths(scripts), count + max(len(found), len(scripts))
+
+
+def check_project(project: Project) -> tuple[list[Problem], int]:
+    """Problems of every recipe, every config and every profile of the project."""
+    folders = [folder for folder in project.recipes if folder.is_dir()]
+    if not folders:
+        raise UserError(f"no recipes folder: {', '.join(map(str, project.recipes))}")
+    problems = runspec.check_paths(folders)
+    specs, clashes = runspec.discover(folders)
+    problems += [clash for clash in clashes if clash not in problems]
+    configs = 0
+    for spec in specs:
+        for path in sorted(spec.config_dir.glob("*.y*ml")):
+            configs += 1
+            problems += _check_config(spec, path)
+    problems += _check_edges(specs)
+    profiles = sorted(project.clusters.glob("*.yaml"))
+    for path in profiles:
+        problems += _check_profile(path)
+    return problems, len(specs) + configs + len(profiles)
+
+
+def _check_config(spec: runspec.Runspec, path: Path) -> list[Problem]:
+    try:
+        config.compose(spec.config_dir, str(path), [])
+    except UserError as error:
+        return [_problem(error, path)]
+    return []
+
+
+def _check_profile(path: Path) -> list[Problem]:
+    try:
+        clusters.load(str(path), path.parent)
+    except UserError as error:
+        return [_problem(error, path)]
+    return []
+
+
+def _check_edges(specs: Sequence[runspec.Runspec]) -> list[Problem]:
+    """Within a family every artifact that is consumed must be produced by some stage."""
+    problems = []
+    produced = {spec.sky.output.name for spec in specs if spec.sky.output}
+    for spec in specs:
+        for name, text in spec.sky.inputs.items():
+            try:
+                wanted = inputs.artifact_name(text)
+            except UserError as error:
+                problems.append(_problem(error, spec.script_path))
+                continue
+            if wanted is not None and wanted not in produced and nearest(wanted, produced):
+                message = f"input {name}: no stage makes {wanted!r}{did_you_mean(wanted, produced)}"
+                problems.append(Problem(spec.script_path, 1, message))
+    return problems
+
+
+def _problem(error: UserError, path: Path) -> Problem:
+    """An error that knows its file and line, as a row of `check`."""
+    file, _, line = (error.where or "").rpartition(":")
+    if file and line.isdigit():
+        return Problem(Path(file), int(line), error.message)
+    return Problem(path, 1, error.message)

@@ -1,0 +1,143 @@
+"""What the commands share: the project, the way a stage is named, and how facts are printed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from launcher.errors import UserError
+
+if TYPE_CHECKING:
+    from launcher.project import Project
+
+ProjectOption = Annotated[
+    Path | None,
+    typer.Option("--project", metavar="DIR", help="The project's folder; default: found from here upwards."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+CloudOption = Annotated[
+    str | None,
+    typer.Option(
+        "--cloud", metavar="NAME", help="Where to run: a profile of clusters/, such as local or aws."
+    ),
+]
+ClusterOption = Annotated[
+    str | None,
+    typer.Option("--cluster", metavar="NAME|PATH", help="Any other profile, by name or by path."),
+]
+ConfigOption = Annotated[
+    str | None,
+    typer.Option(
+        "--config", "-c", metavar="NAME|PATH", help="The stage's config; default: as the recipe says."
+    ),
+]
+NodesOption = Annotated[int | None, typer.Option("--nodes", min=1, help="Number of nodes.")]
+StageArgument = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="FAMILY STAGE [KEY=VALUE]...",
+        help="The stage, as `tiny pretrain` or `tiny/pretrain`, then changes to its config: "
+        "key=value, +key=value to add a key, ~key to remove one.",
+        show_default=False,
+    ),
+]
+
+
+@dataclass
+class Context:
+    """What stands on the command line outside the command's own options."""
+
+    argv: Sequence[str]
+    script_args: tuple[str, ...]
+    project_dir: Path | None = field(default=None)
+
+    def project(self, named: Path | None) -> Project:
+        from launcher import project
+
+        return project.find(named or self.project_dir)
+
+    def no_script_args(self) -> None:
+        if self.script_args:
+            raise UserError("only launch and render pass arguments on to a script after `--`")
+
+
+@dataclass(frozen=True)
+class StageName:
+    """A stage as typed, and the config overrides that followed it."""
+
+    family: str
+    stage: str
+    overrides: tuple[str, ...]
+
+
+def stage_name(words: Sequence[str]) -> StageName:
+    """``["tiny", "data", "prep", "sft", "a=1"]`` is stage ``data/prep/sft`` of ``tiny`` with one override."""
+    cut = next((i for i, word in enumerate(words) if "=" in word or word[:1] in "+~"), len(words))
+    named = "/".join(words[:cut]).strip("/")
+    family, _, stage = named.partition("/")
+    if not family or not stage:
+        raise UserError(
+            f"name a stage as FAMILY STAGE, not {named!r}",
+            hint="for example `tiny pretrain`; `nemo-sky recipes list` shows them all",
+        )
+    for word in words[cut:]:
+        if "=" not in word and word[:1] not in "+~":
+            raise UserError(
+                f"{word!r} stands after the overrides, where only key=value, +key=value or ~key can"
+            )
+    return StageName(family, stage, tuple(words[cut:]))
+
+
+def cluster_name(cloud: str | None, cluster: str | None, default: str | None) -> str:
+    """``--cloud`` and ``--cluster`` name the same thing; a launch has no default place."""
+    if cloud and cluster:
+        raise UserError(f"--cloud {cloud} and --cluster {cluster} both say where to run; give one")
+    chosen = cloud or cluster or default
+    if chosen is None:
+        raise UserError(
+            "say where to run: --cloud NAME",
+            hint="`--cloud local` is this machine; profiles stand in clusters/",
+        )
+    return chosen
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, default=str))
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], empty: str) -> None:
+    """A table for people; ``empty`` is said instead when there is no row."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
+    for row in rows:
+        table.add_row(*(Text(str(cell)) for cell in row))
+    if table.row_count == 0:
+        print(empty)
+        return
+    # Piped output is not a terminal of 80 columns: nothing is cut there.
+    Console(width=None if sys.stdout.isatty() else 1000, highlight=False).print(table)
+
+
+def say(line: str) -> None:
+    """A line about the launch itself; on stderr, so that stdout holds facts and the job's own lines."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def human_bytes(count: int) -> str:
+    """``1536`` is ``1.5 KiB``."""
+    size = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if size < 1024 or unit == "TiB":
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    raise AssertionError("unreachable")

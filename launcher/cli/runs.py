@@ -1,0 +1,111 @@
+"""``nemo-sky runs``: what was launched, how it stands, its log, and stopping it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from launcher.cli.common import Context, JsonOption, ProjectOption, print_json, print_table, say
+
+app = typer.Typer(help="List, show, follow and cancel runs.", no_args_is_help=True)
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or the beginning of it.")]
+
+
+@app.command("list")
+def list_(context: typer.Context, project: ProjectOption = None, json: JsonOption = False) -> None:
+    """List the runs of this project, newest first."""
+    from launcher import history
+
+    known: Context = context.obj
+    known.no_script_args()
+    facts = history.every(known.project(project))
+    if json:
+        print_json(facts)
+        return
+    columns = ("run", "stage", "status", "where", "attempts", "created (UTC)")
+    rows = [
+        (
+            f["run_id"],
+            f"{f['family']}/{f['stage']}",
+            f["status"],
+            f["cluster"],
+            f["attempts"],
+            f["created_at"],
+        )
+        for f in facts
+    ]
+    print_table(columns, rows, empty="nothing was launched yet")
+
+
+@app.command("show")
+def show(
+    context: typer.Context, run: RunArgument, project: ProjectOption = None, json: JsonOption = False
+) -> None:
+    """Show one run: attempts, last metrics, checkpoints, artifact, cost, and its place in MLflow."""
+    from launcher import history
+
+    known: Context = context.obj
+    known.no_script_args()
+    facts = history.show(known.project(project), run)
+    if json:
+        print_json(facts)
+        return
+    plain = [(key, value) for key, value in facts.items() if not isinstance(value, (dict, list))]
+    metrics = [(f"metric {key}", value) for key, value in facts["metrics"].items()]
+    print_table(("field", "value"), [(k, v) for k, v in [*plain, *metrics] if v is not None], empty="")
+    attempts = [
+        (a["attempt"], a["status"], a["started_at"], a["hours"], a["cost_usd"], a["restored_from"] or "-")
+        for a in facts["attempt_list"]
+    ]
+    columns = ("attempt", "status", "started (UTC)", "hours", "cost, $", "restored from step")
+    print_table(columns, attempts, empty="no attempt has started")
+
+
+@app.command("logs")
+def logs(
+    context: typer.Context,
+    run: RunArgument,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run ends.")] = False,
+    project: ProjectOption = None,
+) -> None:
+    """Print a run's log, every line of a run on several nodes marked with its node."""
+    from launcher import backends, runs
+
+    known: Context = context.obj
+    known.no_script_args()
+    found = known.project(project)
+    record = runs.load(found.runs, run)
+    folder = runs.directory(found.runs, record.run_id)
+    try:
+        for line in backends.get(record.backend).follow(folder, wait=follow):
+            print(line, flush=follow)
+    except KeyboardInterrupt:
+        say(f"the run goes on; `nemo-sky runs cancel {record.run_id}` stops it")
+        raise
+
+
+@app.command("cancel")
+def cancel(
+    context: typer.Context, run: RunArgument, project: ProjectOption = None, json: JsonOption = False
+) -> None:
+    """Stop a run. It saves a checkpoint first if it can; launching it again resumes there."""
+    from launcher import backends, history, runs
+
+    known: Context = context.obj
+    known.no_script_args()
+    found = known.project(project)
+    record = runs.load(found.runs, run)
+    backend = backends.get(record.backend)
+    folder = runs.directory(found.runs, record.run_id)
+    before = backend.status(folder)
+    if before.active:
+        backend.cancel(folder)
+        history.sync(found, record)
+    after = backend.status(folder)
+    if json:
+        print_json({"run_id": record.run_id, "status": after.status})
+    elif before.active:
+        print(f"{record.run_id} is {after.status.lower()}")
+    else:
+        print(f"{record.run_id} was {after.status.lower()} already")

@@ -1,0 +1,131 @@
+"""What became of the runs: the backend's state joined with the journal that the agent left in the store."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from launcher import backends, runs
+from launcher.project import Project
+
+if TYPE_CHECKING:
+    from launcher.artifacts.store import Store
+
+
+def every(project: Project) -> list[dict[str, Any]]:
+    """The facts of `runs list`, newest first."""
+    facts = []
+    for run in runs.every(project.runs):
+        state = backends.get(run.backend).status(runs.directory(project.runs, run.run_id))
+        facts.append(
+            {
+                "run_id": run.run_id,
+                "family": run.family,
+                "stage": run.stage,
+                "config": run.config,
+                "status": state.status,
+                "cluster": run.cluster,
+                "nodes": run.nodes,
+                "attempts": len(state.attempts),
+                "created_at": run.created_at,
+            }
+        )
+    return facts
+
+
+def show(project: Project, run_id: str) -> dict[str, Any]:
+    """The facts of `runs show`: costs in dollars (None is unknown), durations in hours.
+
+    Raises UserError when there is no such run.
+    """
+    run = runs.load(project.runs, run_id)
+    folder = runs.directory(project.runs, run.run_id)
+    state = backends.get(run.backend).status(folder)
+    store = _store(run, project)
+    attempts = [attempt_facts(events) for events in journals(store, run.run_id).values()]
+    metrics: dict[str, float] = {}
+    for attempt in attempts:
+        metrics.update(attempt.pop("metrics"))
+    known_costs = [a["cost_usd"] for a in attempts if a["cost_usd"] is not None]
+    outputs = [a["output"] for a in attempts if a["output"]]
+    return {
+        "run_id": run.run_id,
+        "stage": f"{run.family}/{run.stage}",
+        "config": run.config,
+        "status": state.status,
+        "reason": state.reason,
+        "cluster": run.cluster,
+        "nodes": run.nodes,
+        "created_at": run.created_at,
+        "output": outputs[-1] if outputs else None,
+        "cost_usd": round(sum(known_costs), 6) if known_costs else None,
+        "command": run.command,
+        "fingerprint": run.fingerprint[:12],
+        "folder": project.show(folder),
+        "tracking": run.tracking,
+        "metrics": {key: value for key, value in metrics.items() if not key.startswith("system/")},
+        "attempt_list": attempts,
+    }
+
+
+def attempt_facts(events: list[dict[str, Any]]) -> dict[str, Any]:
+    """One attempt's story from its journal."""
+    facts: dict[str, Any] = {
+        "attempt": None,
+        "status": "unknown",
+        "started_at": None,
+        "hours": None,
+        "cost_usd": None,
+        "restored_from": None,
+        "checkpoints": [],
+        "output": None,
+        "metrics": {},
+    }
+    for event in events:
+        match event["type"]:
+            case "attempt_started":
+                started = datetime.fromtimestamp(event["ts"], UTC).isoformat(timespec="seconds")
+                # Without an end the attempt was killed or still runs; its last event bounds its hours.
+                facts |= {"attempt": event["attempt"], "status": "no end recorded", "started_at": started}
+            case "restored":
+                facts["restored_from"] = event["step"]
+            case "checkpoint":
+                facts["checkpoints"].append(event["step"])
+            case "metrics":
+                for point in event["points"]:
+                    facts["metrics"][point["key"]] = point["value"]
+            case "output":
+                manifest = event["manifest"]
+                facts["output"] = f"art://{manifest['name']}:v{manifest['version']}"
+            case "attempt_ended":
+                facts |= {"status": event["status"], "hours": event["hours"], "cost_usd": event["cost_usd"]}
+    if facts["hours"] is None and events:
+        facts["hours"] = round((events[-1]["ts"] - events[0]["ts"]) / 3600, 4)
+    return facts
+
+
+def journals(store: Store, run_id: str) -> dict[int, list[dict[str, Any]]]:
+    """The events of each attempt, by attempt number."""
+    from launcher.lineage import journal
+
+    prefix = f"runs/{run_id}/journal/"
+    result = {}
+    for key in store.list(prefix):
+        number = key.removeprefix(prefix).removesuffix(".jsonl")
+        data = store.get_bytes(key)
+        if number.isdigit() and data is not None:
+            result[int(number)] = journal.read(data)
+    return dict(sorted(result.items()))
+
+
+def sync(project: Project, run: runs.Run) -> None:
+    """Replay the run's journals into MLflow; what is there already is not written twice."""
+    from launcher.lineage import sync as lineage_sync
+
+    lineage_sync.sync_run(_store(run, project), run.tracking, run.run_id)
+
+
+def _store(run: runs.Run, project: Project) -> Store:
+    from launcher.artifacts.store import open_store
+
+    return open_store(run.artifacts, project.s3_endpoint)

@@ -1,0 +1,253 @@
+"""THE launch flow: from a request to finished runs. Read it from top to bottom.
+
+    Request -> stages -> plans (values: nothing started) -> preflight
+            -> for each stage: pin inputs -> skip, resume or begin -> submit -> follow -> Outcome
+
+Everything that can be refused is refused before the first stage starts; a dry run stops at the plans.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from launcher import config, inputs, provenance, runs, task
+from launcher.errors import Refused, RunFailed, UserError
+from launcher.plan import Plan, Request, awaited, pin, plans, select, to_task
+from launcher.project import Project
+
+if TYPE_CHECKING:
+    from launcher.artifacts.manifest import Manifest
+    from launcher.artifacts.store import Store
+
+Say = Callable[[str], None]
+TAIL_LINES = 15
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one stage ended: ``made``, ``skipped`` (it was made before) or ``submitted`` (detached)."""
+
+    plan: Plan
+    status: str
+    run_id: str
+    seconds: float
+    output: Manifest | None
+
+
+def launch(request: Request, project: Project, say: Say, log: Say) -> list[Outcome]:
+    """Run the requested stages in order, each from the artifact before.
+
+    ``say`` takes lines about the launch, ``log`` the job's own lines. Raises UserError or Refused before
+    anything starts, RunFailed when a stage fails, KeyboardInterrupt after stopping what it interrupted.
+    """
+    drafts = plans(request, project, select(request, project))
+    store = open_store(project)
+    preflight(request, project, drafts, store)
+
+    made: dict[str, Manifest] = {}
+    outcomes = []
+    for number, draft in enumerate(drafts, 1):
+        say(f"[{number}/{len(drafts)}] {draft.name}" if len(drafts) > 1 else draft.name)
+        plan = pin(draft, request, project, store, made)
+        outcome = run_stage(plan, request, project, store, say, log)
+        outcomes.append(outcome)
+        if outcome.output:
+            made[outcome.output.name] = outcome.output
+    return outcomes
+
+
+def dry_run(request: Request, project: Project, say: Say) -> list[tuple[Plan, task.Task]]:
+    """The very tasks that a launch would submit, inputs pinned where the store can tell. Starts nothing."""
+    drafts = plans(request, project, select(request, project))
+    result = []
+    for draft, later in zip(drafts, awaited(drafts), strict=True):
+        plan = draft
+        try:
+            if not later:
+                plan = pin(draft, request, project, open_store(project), {})
+        except Refused as missing:
+            say(f"{draft.name}: a launch would be refused: {missing.message}")
+        run_id = runs.new_id(plan.spec.family, plan.spec.stage)
+        result.append((plan, _task_of_run(plan, project, run_id)))
+    return result
+
+
+def preflight(request: Request, project: Project, drafts: Sequence[Plan], store: Store) -> None:
+    """Refuse now what would fail later: an unreachable store or tracker, an absent input, a backend that
+    cannot launch."""
+    from launcher import backends
+    from launcher.lineage import mlflow_view
+
+    for draft in drafts:
+        backends.get(draft.profile.backend)
+    if request.detach and len(drafts) > 1:
+        raise UserError("--detach works for one stage: the next one needs the artifact of the one before")
+    if request.resume and len(drafts) > 1:
+        raise UserError("--resume names a run of one stage; without it, `all` resumes what is unfinished")
+    store.check()
+    mlflow_view.check(project.tracking)
+    for draft, later in zip(drafts, awaited(drafts), strict=True):
+        here = {name: item for name, item in draft.inputs.items() if name not in later}
+        inputs.pin(here, store, project.tracking, {})
+
+
+def run_stage(plan: Plan, request: Request, project: Project, store: Store, say: Say, log: Say) -> Outcome:
+    """Skip, resume or begin one stage, and follow it to its end."""
+    from launcher import backends
+    from launcher.lineage import sync
+
+    started = datetime.now(UTC)
+    with runs.exclusive(project.runs):
+        if not request.force and not request.resume and (done := find_output(store, plan)):
+            made_by = str(done.producer.get("run_id", "an import"))
+            say(f"  already made by {made_by}: {done.uri} (--force makes it again)")
+            return Outcome(plan, "skipped", made_by, 0.0, done)
+        run = begin_or_resume(plan, request, project, say)
+        submitted = write_job(plan, run, project, request)
+        folder = runs.directory(project.runs, run.run_id)
+        backend = backends.get(run.backend)
+        backend.submit(folder, submitted)
+    say(f"  run {run.run_id} on {plan.profile.name}, {plan.nodes} node{'s' if plan.nodes > 1 else ''}")
+    if request.detach:
+        say(f"  detached: `nemo-sky runs logs -f {run.run_id}` follows it")
+        return Outcome(plan, "submitted", run.run_id, 0.0, None)
+
+    try:
+        for line in backend.follow(folder):
+            log(line)
+    except KeyboardInterrupt:
+        say(f"  stopping {run.run_id} ...")
+        backend.cancel(folder)
+        sync.sync_run(store, project.tracking, run.run_id)
+        say("  stopped; the same command resumes it at its last checkpoint")
+        raise
+    sync.sync_run(store, project.tracking, run.run_id)
+
+    state = backend.status(folder)
+    if state.status != "SUCCEEDED":
+        lines = "\n".join(f"    {line}" for line in state.tail[-TAIL_LINES:])
+        raise RunFailed(
+            f"{plan.name} ended as {state.status}: {state.reason or 'no reason was given'}\n{lines}",
+            hint=f"the whole log: `nemo-sky runs logs {run.run_id}`; the same command resumes the run",
+        )
+    seconds = (datetime.now(UTC) - started).total_seconds()
+    return Outcome(plan, "made", run.run_id, seconds, output_of(store, plan.output, run.run_id))
+
+
+def begin_or_resume(plan: Plan, request: Request, project: Project, say: Say) -> runs.Run:
+    """An unfinished run of the same fingerprint is taken up again; else a new one begins.
+
+    Raises Refused when that run is still active, UserError when ``--resume`` names another stage's run.
+    """
+    from launcher import backends
+
+    candidates: Iterable[runs.Run] = ()
+    if request.resume:
+        earlier = runs.load(project.runs, request.resume)
+        if (earlier.family, earlier.stage) != (plan.spec.family, plan.spec.stage):
+            raise UserError(f"--resume {earlier.run_id}: that is a run of {earlier.family}/{earlier.stage}")
+        candidates = [earlier]
+    elif not request.force:
+        candidates = [run for run in runs.every(project.runs) if run.fingerprint == plan.fingerprint]
+    for run in candidates:
+        state = backends.get(run.backend).status(runs.directory(project.runs, run.run_id))
+        if state.active:
+            raise Refused(
+                f"{run.run_id} is this very run and is {state.status.lower()} since {run.created_at}",
+                hint=f"follow it with `nemo-sky runs logs -f {run.run_id}`, stop it with "
+                f"`nemo-sky runs cancel {run.run_id}`, or start another with --force",
+            )
+        if state.status != "SUCCEEDED":
+            say(f"  resuming {run.run_id}, which was {state.status.lower()}")
+            return run
+    assert plan.fingerprint is not None, "inputs are pinned before a run begins"
+    run = runs.Run(
+        run_id=runs.new_id(plan.spec.family, plan.spec.stage),
+        family=plan.spec.family,
+        stage=plan.spec.stage,
+        config=plan.config_name,
+        fingerprint=plan.fingerprint,
+        cluster=plan.profile.name,
+        backend=plan.profile.backend,
+        nodes=plan.nodes,
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=request.command,
+        output=plan.output,
+        artifacts=project.artifacts,
+        tracking=project.tracking,
+    )
+    runs.save(project.runs, run)
+    return run
+
+
+def write_job(plan: Plan, run: runs.Run, project: Project, request: Request) -> task.Task:
+    """Write the run's own files and return the task that names them. Never a secret: those are variables."""
+    folder = runs.directory(project.runs, run.run_id)
+    commit = provenance.commit_of(project.root)
+    facts = {
+        **plan.job["provenance"],
+        "fingerprint": plan.fingerprint,
+        "git_sha": commit.sha,
+        "git_dirty": commit.dirty,
+        "user": provenance.user_name(),
+        "command": request.command,
+    }
+    submitted = _task_of_run(plan, project, run.run_id)
+    runs.write_text(folder / "job" / "train.yaml", config.dump_yaml(plan.values))
+    runs.write_text(
+        folder / "job" / "job.yaml", config.dump_yaml({"run_id": run.run_id, **plan.job, "provenance": facts})
+    )
+    if commit.patch:
+        runs.write_text(folder / "provenance.patch", commit.patch)
+    runs.write_text(folder / "task.yaml", task.dump(submitted))
+    return submitted
+
+
+def find_output(store: Store, plan: Plan) -> Manifest | None:
+    """The newest artifact that a run with the plan's exact fingerprint made."""
+    return _newest(store, plan.output, "fingerprint", plan.fingerprint)
+
+
+def output_of(store: Store, name: str | None, run_id: str) -> Manifest | None:
+    """The artifact ``name`` that this run published."""
+    return _newest(store, name, "run_id", run_id)
+
+
+def _newest(store: Store, name: str | None, key: str, value: str | None) -> Manifest | None:
+    from launcher.artifacts import registry
+    from launcher.artifacts.uri import ArtifactRef
+
+    if name is None or value is None:
+        return None
+    for version in reversed(registry.versions(store, name)):
+        manifest = registry.resolve(store, ArtifactRef(name, version, None))
+        if manifest.producer.get(key) == value:
+            return manifest
+    return None
+
+
+def _task_of_run(plan: Plan, project: Project, run_id: str) -> task.Task:
+    """Its files travel by a file mount of the run's own, so that concurrent launches never race."""
+    submitted = to_task(
+        plan,
+        project,
+        job_dir=f"~/.nemo-sky/jobs/{run_id}",
+        job_source=str(runs.directory(project.runs, run_id) / "job"),
+        run_id=run_id,
+    )
+    return {**submitted, "workdir": str(project.root)}
+
+
+def open_store(project: Project) -> Store:
+    from launcher.artifacts import store
+
+    return store.open_store(project.artifacts, project.s3_endpoint)
+
+
+def command_line(argv: Sequence[str]) -> str:
+    """The command as it was typed, for the record of a run."""
+    return shlex.join(argv)

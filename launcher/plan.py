@@ -1,0 +1,243 @@
+"""Plans: what a launch of each stage would do, as values. Nothing is started and nothing is written here.
+
+Request -> stages in order -> for each: runspec + composed config + profile + inputs -> Plan
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from launcher import clusters, config, inputs, provenance, runspec, task
+from launcher.errors import UserError, did_you_mean
+from launcher.project import Project
+
+if TYPE_CHECKING:
+    from launcher.artifacts.manifest import Manifest
+    from launcher.artifacts.store import Store
+
+CHECKPOINTS_KEPT = 2
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asked for, as typed. ``first`` and ``last`` bound the stages of ``all``."""
+
+    family: str
+    stage: str
+    cluster: str = "local"
+    config: str | None = None
+    overrides: tuple[str, ...] = ()
+    script_args: tuple[str, ...] = ()
+    nodes: int | None = None
+    first: str | None = None
+    last: str | None = None
+    resume: str | None = None
+    force: bool = False
+    detach: bool = False
+    command: str = "nemo-sky launch"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a launch of one stage would do. ``fingerprint`` is None while an input is not pinned."""
+
+    spec: runspec.Runspec
+    profile: clusters.Profile
+    config_name: str
+    composed: config.Composed
+    values: dict[str, Any]
+    env: Mapping[str, str]
+    inputs: Mapping[str, inputs.Input]
+    nodes: int
+    fingerprint: str | None
+    job: dict[str, Any]
+    script_args: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @property
+    def output(self) -> str | None:
+        return self.spec.sky.output.name if self.spec.sky.output else None
+
+
+def select(request: Request, project: Project) -> list[runspec.Runspec]:
+    """The stages that the request names, in the order in which they must run.
+
+    Raises UserError, naming the nearest, for an unknown family or stage.
+    """
+    if request.stage != "all":
+        return [runspec.find(project.recipes, f"{request.family}/{request.stage}")]
+    found, _ = runspec.discover(project.recipes)
+    stages = inputs.order([spec for spec in found if spec.family == request.family])
+    if not stages:
+        families = {spec.family for spec in found}
+        raise UserError(
+            f"no recipe family {request.family!r}{did_you_mean(request.family, families)}",
+            hint="`nemo-sky recipes list` shows them",
+        )
+    names = [spec.stage for spec in stages]
+    for bound in (request.first, request.last):
+        if bound is not None and bound not in names:
+            raise UserError(f"{request.family} has no stage {bound!r}{did_you_mean(bound, names)}")
+    start = names.index(request.first) if request.first else 0
+    end = names.index(request.last) + 1 if request.last else len(names)
+    if start >= end:
+        raise UserError(
+            f"--from {request.first} comes after --to {request.last}: stages are {', '.join(names)}"
+        )
+    return stages[start:end]
+
+
+def plans(request: Request, project: Project, specs: Sequence[runspec.Runspec]) -> list[Plan]:
+    """The plan of every stage, inputs as they are written: all that can be checked without any service.
+
+    Raises UserError for a wrong runspec, config, override, profile or input reference.
+    """
+    profile = clusters.load(request.cluster, project.clusters)
+    overrides = _by_stage(request, specs)
+    result = []
+    for spec in specs:
+        if problems := runspec.check(spec.script_path):
+            first = problems[0]
+            more = f" (and {len(problems) - 1} more: `nemo-sky check`)" if len(problems) > 1 else ""
+            raise UserError(f"{first.message}{more}", where=f"{project.show(first.file)}:{first.line}")
+        config_name = request.config or spec.config.default
+        known = [*spec.sky.config_keys, "run.env.*", *(f"run.{name}" for name in spec.sky.inputs)]
+        composed = config.compose(spec.config_dir, config_name, overrides[spec.name], known=known)
+        wanted = inputs.wanted(spec, composed.values, project.root)
+        result.append(_plan(spec, profile, config_name, composed, wanted, request, project))
+    return result
+
+
+def pin(plan: Plan, request: Request, project: Project, store: Store, made: Mapping[str, Manifest]) -> Plan:
+    """The plan with exact versions: what earlier stages of this launch made, else what the store has.
+
+    Raises Refused, naming the nearest, when an artifact is absent.
+    """
+    pinned = inputs.pin(plan.inputs, store, project.tracking, made)
+    return _plan(plan.spec, plan.profile, plan.config_name, plan.composed, pinned, request, project)
+
+
+def awaited(drafts: Sequence[Plan]) -> list[list[str]]:
+    """For each plan, its inputs that an earlier one of ``drafts`` will make."""
+    coming: set[str] = set()
+    result = []
+    for plan in drafts:
+        result.append([name for name, item in plan.inputs.items() if item.artifact in coming])
+        if plan.output:
+            coming.add(plan.output)
+    return result
+
+
+def to_task(
+    plan: Plan, project: Project, *, job_dir: str, run_id: str | None = None, job_source: str | None = None
+) -> task.Task:
+    """The SkyPilot task of a plan; see :func:`launcher.task.build`."""
+    return task.build(
+        plan.spec,
+        plan.profile,
+        script=project.show(plan.spec.script_path),
+        job_dir=job_dir,
+        job_source=job_source,
+        artifacts=plan.job["artifacts"],
+        nodes=plan.nodes,
+        run_id=run_id,
+        env=plan.env,
+        script_args=plan.script_args,
+    )
+
+
+def _plan(
+    spec: runspec.Runspec,
+    profile: clusters.Profile,
+    config_name: str,
+    composed: config.Composed,
+    wanted: Mapping[str, inputs.Input],
+    request: Request,
+    project: Project,
+) -> Plan:
+    shape = task.shape_of(spec, profile, request.nodes)
+    values, env = _job_values(composed, wanted)
+    pinned = all(item.manifest or item.path for item in wanted.values())
+    image = task.image_of(spec, profile)
+    fingerprint = None
+    if pinned:
+        found, _ = runspec.discover(project.recipes)
+        fingerprint = provenance.fingerprint(
+            spec,
+            found,
+            values=values,
+            inputs={name: item.digest for name, item in wanted.items()},
+            image=image,
+            script_args=request.script_args,
+            root=project.root,
+        )
+    price = profile.price_per_hour
+    job = {
+        "family": spec.family,
+        "stage": spec.stage,
+        "launch": spec.run.launch,
+        "nodes": shape.nodes,
+        "artifacts": project.artifacts,
+        "tracking": project.tracking,
+        "s3_endpoint": project.s3_endpoint,
+        "experiment": spec.family,
+        "inputs": {name: item.job_entry() for name, item in wanted.items()},
+        "output": {"name": spec.sky.output.name, "type": spec.sky.output.type} if spec.sky.output else None,
+        "checkpoints": {"keep": CHECKPOINTS_KEPT} if spec.sky.checkpoint_dir else None,
+        "price_per_hour": None if price is None else price * shape.nodes,
+        "provenance": {"image": image, "cluster": profile.name, "config": config_name},
+    }
+    return Plan(
+        spec=spec,
+        profile=profile,
+        config_name=config_name,
+        composed=composed,
+        values=values,
+        env=env,
+        inputs=wanted,
+        nodes=shape.nodes,
+        fingerprint=fingerprint,
+        job=job,
+        script_args=request.script_args,
+    )
+
+
+def _job_values(
+    composed: config.Composed, wanted: Mapping[str, inputs.Input]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """The script's config with its artifact fields filled in where they are known, and ``run.env``."""
+    from launcher.artifacts.fields import resolve_art_fields
+
+    values = resolve_art_fields(
+        composed.values,
+        {name: item.manifest for name, item in wanted.items()},
+        {name: item.path for name, item in wanted.items() if item.path},
+    )
+    env = {key: str(value) for key, value in ((values.get("run") or {}).get("env") or {}).items()}
+    return values, env
+
+
+def _by_stage(request: Request, specs: Sequence[runspec.Runspec]) -> dict[str, list[str]]:
+    """Overrides per stage. With several stages each is written ``STAGE.key=value``."""
+    if request.stage != "all":
+        return {specs[0].name: list(request.overrides)}
+    result: dict[str, list[str]] = {spec.name: [] for spec in specs}
+    for text in request.overrides:
+        body = text.lstrip("+~")
+        mark = text[: len(text) - len(body)]
+        owner = max(
+            (s for s in specs if body.startswith(f"{s.stage}.")), key=lambda s: len(s.stage), default=None
+        )
+        if owner is None:
+            stages = [spec.stage for spec in specs]
+            raise UserError(
+                f"override {text!r} does not say for which stage{did_you_mean(body.split('.')[0], stages)}",
+                hint=f"write it as STAGE.key=value, for example {stages[-1]}.{body}",
+            )
+        result[owner.name].append(mark + body.removeprefix(f"{owner.stage}."))
+    return result

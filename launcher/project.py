@@ -1,0 +1,118 @@
+"""The project a command works in: its root, its folders, and where artifacts and lineage are kept."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from launcher import yamlfile
+from launcher.errors import UserError, did_you_mean
+
+FILE_NAME = "nemo-sky.yaml"
+KEYS = ("recipes", "clusters", "artifacts", "tracking", "s3_endpoint")
+
+
+@dataclass(frozen=True)
+class Project:
+    """Settings with every path absolute.
+
+    ``artifacts`` is an absolute folder or ``s3://bucket/prefix``; ``tracking`` is an MLflow tracking URI.
+    """
+
+    root: Path
+    recipes: tuple[Path, ...]
+    clusters: Path
+    artifacts: str
+    tracking: str
+    s3_endpoint: str | None
+
+    @property
+    def state(self) -> Path:
+        """What nemo-sky writes: runs, and by default the artifacts and MLflow's database."""
+        return self.root / ".nemo-sky"
+
+    @property
+    def runs(self) -> Path:
+        return self.state / "runs"
+
+    def show(self, path: Path) -> str:
+        """``path`` as a person in the project would write it."""
+        return str(path.relative_to(self.root)) if path.is_relative_to(self.root) else str(path)
+
+
+def find(start: Path | None = None) -> Project:
+    """The project that holds ``start`` (default: the current directory), searched upwards.
+
+    Raises UserError when there is none, or when its settings are wrong.
+    """
+    start = (start or Path.cwd()).resolve()
+    if not start.is_dir():
+        raise UserError(f"--project {start}: there is no such directory")
+    for folder in (start, *start.parents):
+        if (folder / FILE_NAME).is_file():
+            return read(folder)
+    raise UserError(
+        f"no {FILE_NAME} in {start} or above it",
+        hint=f"run inside a nemo-sky project, or name one with --project DIR; an empty {FILE_NAME} makes one",
+    )
+
+
+def read(root: Path) -> Project:
+    """Read ``root/nemo-sky.yaml`` and the environment variables that override it."""
+    file = yamlfile.read(root / FILE_NAME)
+    for key in file.values:
+        if key not in KEYS:
+            raise UserError(f"unknown key {key!r}{did_you_mean(key, KEYS)}", where=file.where(key))
+
+    def text(key: str, default: str, variable: str | None = None) -> str:
+        if variable and os.environ.get(variable):
+            return os.environ[variable]
+        value = file.values.get(key)
+        if value is None:
+            return default
+        if not isinstance(value, str) or not value:
+            raise UserError(f"{key} must be text, not {value!r}", where=file.where(key))
+        return value
+
+    recipes = file.values.get("recipes", ["recipes"])
+    if not isinstance(recipes, list) or not all(isinstance(item, str) for item in recipes):
+        raise UserError(f"recipes must be a list of folders, not {recipes!r}", where=file.where("recipes"))
+    return Project(
+        root=root,
+        recipes=tuple(root / item for item in recipes),
+        clusters=root / text("clusters", "clusters"),
+        artifacts=_store_root(root, text("artifacts", ".nemo-sky/artifacts", "NEMO_SKY_ARTIFACTS")),
+        tracking=_tracking_uri(root, text("tracking", "sqlite:///.nemo-sky/mlflow.db", "NEMO_SKY_TRACKING")),
+        s3_endpoint=text("s3_endpoint", "", "AWS_ENDPOINT_URL") or None,
+    )
+
+
+def _store_root(root: Path, value: str) -> str:
+    scheme = urlsplit(value).scheme
+    if scheme == "s3":
+        return value.rstrip("/")
+    if scheme == "file":
+        value = urlsplit(value).path
+    elif scheme:
+        raise UserError(f"artifacts: {value!r} is neither a folder nor s3://bucket/prefix")
+    return str((root / Path(value).expanduser()).resolve())
+
+
+def _tracking_uri(root: Path, value: str) -> str:
+    parts = urlsplit(value)
+    if "@" in parts.netloc:
+        raise UserError(
+            "tracking must not hold a user or a password: it is written to files and logs",
+            hint="set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment instead",
+        )
+    if parts.scheme == "sqlite":
+        path = Path(value.removeprefix("sqlite:///")).expanduser()
+        return f"sqlite:///{(root / path).resolve()}"
+    if parts.scheme in ("http", "https", "databricks", "postgresql", "mysql", "mssql"):
+        return value
+    raise UserError(
+        f"tracking: {value!r} is not an MLflow tracking URI that nemo-sky can use",
+        hint="use http://HOST:PORT, or sqlite:///PATH for a file",
+    )

@@ -1,0 +1,222 @@
+"""Recipe + profile -> SkyPilot task. Pure: the same inputs give the same task, byte for byte.
+
+The task is what ``sky launch`` takes and what the local backend runs: ``setup`` once per node, then
+``run`` on every node with SkyPilot's environment variables. Its schema is SkyPilot's own
+(``sky.Task.from_yaml_config``).
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from launcher.clusters import Profile
+from launcher.errors import UserError
+from launcher.runspec import Runspec
+
+# What the agent imports on a node, beside the standard library.
+AGENT_NEEDS = ("pyyaml>=6", "boto3>=1.40", "mlflow-skinny==3.17.2", "psutil>=7")
+VENV = "$HOME/.nemo-sky/venv"
+
+Task = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How many nodes, and GPUs on each. 0 GPUs is a CPU stage; None leaves the count to the node."""
+
+    nodes: int
+    gpus_per_node: int | None
+
+
+def shape_of(spec: Runspec, profile: Profile, nodes: int | None = None) -> Shape:
+    """The flag wins over the profile, the profile over the recipe."""
+    gpus = spec.resources.gpus_per_node if profile.gpus_per_node is None else profile.gpus_per_node
+    return Shape(
+        nodes=nodes or profile.nodes or spec.resources.nodes,
+        gpus_per_node=None if isinstance(gpus, str) else gpus,  # "gpu": as many as the node has
+    )
+
+
+def build(
+    spec: Runspec,
+    profile: Profile,
+    *,
+    script: str,
+    job_dir: str,
+    artifacts: str,
+    nodes: int | None = None,
+    run_id: str | None = None,
+    job_source: str | None = None,
+    env: Mapping[str, str] | None = None,
+    script_args: Sequence[str] = (),
+) -> Task:
+    """The SkyPilot task of one stage.
+
+    ``script`` is the stage's script and ``job_dir`` the folder with job.yaml and train.yaml, both relative
+    to the synced working directory; when ``job_source`` names a folder of the launcher's machine it is
+    mounted at ``job_dir`` instead. ``artifacts`` is the store's root as a node sees it. ``run_id`` is None
+    in a committed task: the node then takes SkyPilot's task id.
+    """
+    shape = shape_of(spec, profile, nodes)
+    envs = {
+        **spec.env,
+        **profile.env,
+        **(env or {}),
+        "NEMO_SKY_JOB": job_dir,
+        "NEMO_SKY_ARTIFACTS": artifacts,
+    }
+    if run_id:
+        envs["NEMO_SKY_RUN_ID"] = run_id
+    task: Task = {"name": spec.name.replace("/", "-"), "workdir": "."}
+    if shape.nodes != 1:
+        task["num_nodes"] = shape.nodes
+    resources = _resources(spec, profile, shape)
+    if resources:
+        task["resources"] = resources
+    if job_source:
+        task["file_mounts"] = {job_dir: job_source}
+    task["envs"] = {key: str(value) for key, value in envs.items()}
+    if setup := _setup(spec, profile):
+        task["setup"] = setup
+    task["run"] = _run(spec, profile, script, script_args)
+    if profile.config:
+        task["config"] = dict(profile.config)
+    return task
+
+
+def dump(task: Task) -> str:
+    """The task as YAML text, scripts as readable blocks."""
+    return yaml.dump(task, Dumper=_Dumper, sort_keys=False, width=110, allow_unicode=True)
+
+
+def image_of(spec: Runspec, profile: Profile) -> str | None:
+    """The container image the stage runs in, or None for a bare node."""
+    return profile.image or (spec.image if profile.containers else None)
+
+
+def _resources(spec: Runspec, profile: Profile, shape: Shape) -> dict[str, Any]:
+    resources: dict[str, Any] = {}
+    if profile.backend == "local":
+        return resources
+    if profile.infra:
+        resources["infra"] = profile.infra
+    if shape.gpus_per_node != 0:
+        types = profile.accelerator or spec.sky.accelerator
+        if not types:
+            raise UserError(
+                f"{spec.name} asks for GPUs but neither it nor the profile {profile.name!r} says which",
+                where=str(spec.script_path),
+                hint='add accelerator = "H100" to [tool.nemo_sky], or accelerator: H100 to the profile',
+            )
+        count = shape.gpus_per_node or 1
+        wanted = [f"{kind}:{count}" for kind in types]
+        resources["accelerators"] = wanted[0] if len(wanted) == 1 else wanted
+    else:
+        if profile.cpus:
+            resources["cpus"] = profile.cpus
+        if profile.memory:
+            resources["memory"] = profile.memory
+    if profile.spot and spec.sky.spot is not False:
+        resources["use_spot"] = True
+    if image := image_of(spec, profile):
+        resources["image_id"] = image if ":" in image and image.startswith("docker:") else f"docker:{image}"
+    disk = profile.disk_size or spec.sky.disk_gb
+    if profile.disk_size and spec.sky.disk_gb:
+        disk = max(profile.disk_size, spec.sky.disk_gb)
+    if disk:
+        resources["disk_size"] = disk
+    for key in ("disk_tier", "network_tier", "priority"):
+        if (value := getattr(profile, key)) is not None:
+            resources[key] = value
+    if profile.ports:
+        resources["ports"] = list(profile.ports)
+    if profile.labels:
+        resources["labels"] = dict(profile.labels)
+    return resources
+
+
+def _setup(spec: Runspec, profile: Profile) -> str:
+    """Shell lines that make a node ready: the profile's own, then the Python the stage needs."""
+    parts = [profile.setup.strip()] if profile.setup.strip() else []
+    if _python(spec, profile) == "image":
+        parts.append(f"python -m pip install --quiet {shlex.join(AGENT_NEEDS)}")
+    elif _python(spec, profile) == "venv":
+        needs = shlex.join([*AGENT_NEEDS, *spec.dependencies])
+        python = (spec.requires_python or "3.11").strip("<>=~! ").split(",")[0]
+        parts += [
+            "command -v uv >/dev/null || python3 -m pip install --quiet --user uv",
+            'export PATH="$HOME/.local/bin:$PATH"',
+            f'[ -x "{VENV}/bin/python" ] || uv venv --quiet --python {python} "{VENV}"',
+            f'uv pip install --quiet --python "{VENV}/bin/python" {needs}',
+        ]
+    return "".join(f"{part}\n" for part in (["set -e", *parts] if parts else []))
+
+
+def _python(spec: Runspec, profile: Profile) -> str:
+    """``image`` needs an image: without one the node makes a venv."""
+    if profile.python == "image" and image_of(spec, profile) is None:
+        return "venv"
+    return profile.python
+
+
+def _run(spec: Runspec, profile: Profile, script: str, script_args: Sequence[str]) -> str:
+    lines = [
+        "set -e",
+        'export NEMO_SKY_RUN_ID="${NEMO_SKY_RUN_ID:-${SKYPILOT_TASK_ID//[^A-Za-z0-9._-]/-}}"',
+        'export NEMO_SKY_WORK="${NEMO_SKY_WORK:-$HOME/.nemo-sky/work/$NEMO_SKY_RUN_ID}"',
+        'export NEMO_SKY_CONFIG="$NEMO_SKY_WORK/config.yaml"',
+        'export NEMO_SKY_JOB="${NEMO_SKY_JOB/#\\~/$HOME}"',
+        'export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"',
+    ]
+    if _python(spec, profile) == "venv":
+        lines.append(f'source "{VENV}/bin/activate"')
+    if spec.run.workdir:
+        lines.append('case "$NEMO_SKY_JOB" in /*) ;; *) NEMO_SKY_JOB="$PWD/$NEMO_SKY_JOB" ;; esac')
+        lines.append(f'code="$PWD"; cd {shlex.quote(spec.run.workdir)}')
+        script = f'"$code"/{shlex.quote(script)}'
+    else:
+        script = shlex.quote(script)
+    command = spec.run.cmd.replace("{script}", script).replace("{config}", '"$NEMO_SKY_CONFIG"')
+    command = " ".join([command.strip(), *map(shlex.quote, script_args)])
+    agent = 'exec python -m launcher.agent --job "$NEMO_SKY_JOB"'
+    if spec.run.launch == "torchrun":
+        # Every node's SkyPilot lists the same addresses in the same order: the first is the rendezvous.
+        lines += [
+            f'ranks="${{SKYPILOT_NUM_GPUS_PER_NODE:-0}}"; [ "$ranks" -gt 0 ] || ranks={spec.sky.procs_per_node}',
+            'head="$(head -n1 <<<"$SKYPILOT_NODE_IPS")"',
+            f"{agent} -- \\",
+            '  torchrun --nnodes "$SKYPILOT_NUM_NODES" --node-rank "$SKYPILOT_NODE_RANK" \\',
+            '  --nproc-per-node "$ranks" --master-addr "$head" --master-port "${NEMO_SKY_MASTER_PORT:-29500}" \\',
+            f"  {_without_python(command)}",
+        ]
+    elif spec.run.launch == "ray":
+        # The agent starts the Ray head on rank 0, joins the others to it, and runs the command on the head.
+        lines += [f"{agent} --ray -- \\", f"  {command}"]
+    else:
+        lines += [f"{agent} -- \\", f"  {command}"]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _without_python(command: str) -> str:
+    """torchrun starts Python itself; any other program it runs as it is."""
+    first, _, rest = command.partition(" ")
+    return rest if first in ("python", "python3") else f"--no-python {command}"
+
+
+class _Dumper(yaml.SafeDumper):
+    """Multi-line text as literal blocks; no anchors, so that every task reads on its own."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style="|" if "\n" in value else None)
+
+
+_Dumper.add_representer(str, _text)
