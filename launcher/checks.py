@@ -1,4 +1,4 @@
-"""All that can be checked without starting anything: runspecs, configs, profiles, and that artifacts join up."""
+"""What can be checked without starting anything: runspecs, configs, profiles, and that artifacts join up."""
 
 from __future__ import annotations
 

@@ -1,12 +1,14 @@
 """The ``nemo-sky`` command and the one place where errors become messages and exit codes.
 
-Exit codes: 0 done; 1 a run failed; 2 the request, a recipe or a config is wrong; 3 the world is not ready
-(absent artifact, unreachable store or tracker); 4 ``check`` or ``render --check`` found something; 130 Ctrl-C.
+Exit codes: 0 done; 1 a run failed; 2 the request, a recipe or a config is wrong; 3 the world is not
+ready (absent artifact, unreachable store or tracker); 4 ``check`` or ``render --check`` found something;
+130 Ctrl-C.
 """
 
 from __future__ import annotations
 
 import sys
+
 import typer
 
 from launcher.cli import artifacts, check, config, launch, lineage, recipes, render, runs, version
