@@ -1,0 +1,100 @@
+"""A parsed runspec. What each key means and its default stand in ``launcher.runspec.table``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Run:
+    launch: str
+    cmd: str
+    workdir: str | None
+
+    def command(self, script: str, config: str) -> str:
+        """``cmd`` with its two placeholders filled in; every other brace stays as it is."""
+        return self.cmd.replace("{script}", script).replace("{config}", config)
+
+
+@dataclass(frozen=True)
+class ConfigSpec:
+    dir: str
+    default: str
+    format: str
+
+
+@dataclass(frozen=True)
+class Resources:
+    """``gpus_per_node`` is a count, 0 for a CPU stage, or ``"gpu"``: as many as the node has."""
+
+    nodes: int
+    gpus_per_node: int | str
+
+
+@dataclass(frozen=True)
+class Output:
+    name: str
+    type: str
+
+
+@dataclass(frozen=True)
+class Sky:
+    """What a cloud must know. ``spot`` None: as the cluster profile says."""
+
+    accelerator: tuple[str, ...]
+    disk_gb: int | None
+    min_gpu_memory_gb: int | None
+    spot: bool | None
+    procs_per_node: int
+    checkpoint_dir: str | None
+    sources: tuple[str, ...]
+    config_keys: tuple[str, ...]
+    inputs: Mapping[str, str]
+    output: Output | None
+
+
+@dataclass(frozen=True)
+class Runspec:
+    """The identity and the needs of one stage, read from the top of its script."""
+
+    schema: str
+    docs: str
+    name: str
+    image: str | None
+    setup: str
+    run: Run
+    config: ConfigSpec
+    resources: Resources
+    env: Mapping[str, str]
+    sky: Sky
+    dependencies: tuple[str, ...]
+    requires_python: str | None
+    script_path: Path
+
+    @property
+    def config_dir(self) -> Path:
+        return self.script_path.parent / self.config.dir
+
+    @property
+    def family(self) -> str:
+        """``tiny`` of ``tiny/data/prep/pretrain``."""
+        return self.name.partition("/")[0]
+
+    @property
+    def stage(self) -> str:
+        """``data/prep/pretrain`` of ``tiny/data/prep/pretrain``; empty when the name has no stage."""
+        return self.name.partition("/")[2]
+
+
+@dataclass(frozen=True, order=True)
+class Problem:
+    """One mistake in one file; prints as ``file:line: message``."""
+
+    file: Path
+    line: int
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.message}"
