@@ -37,7 +37,9 @@ def loads(text: str, path: Path, first_line: int = 1) -> dict[str, Any]:
         at_end = max(len(text.splitlines()), 1)
         line = int(found[1]) if found and found[1] else at_end
         what = _ERROR_LINE.sub("", message)
-        raise UserError(f"not valid TOML: {what[:1].lower()}{what[1:]}", where=f"{path}:{first_line + line - 1}") from None
+        raise UserError(
+            f"not valid TOML: {what[:1].lower()}{what[1:]}", where=f"{path}:{first_line + line - 1}"
+        ) from None
 
 
 def key_lines(text: str, first_line: int = 1) -> dict[KeyPath, int]:

@@ -65,7 +65,9 @@ def find_block(text: str, path: Path) -> Block:
     if not found:
         for number, line in enumerate(lines, 1):
             if _NEARLY_OPENING.match(line):
-                raise UserError(f"a block opens with exactly {OPENING!r}, not {line!r}", where=f"{path}:{number}")
+                raise UserError(
+                    f"a block opens with exactly {OPENING!r}, not {line!r}", where=f"{path}:{number}"
+                )
         raise UserError(
             f"no {OPENING!r} block",
             where=f"{path}:1",

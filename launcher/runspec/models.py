@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
 class Run:
+    """In ``cmd``, ``{script}`` and ``{config}`` are placeholders; every other brace means itself."""
+
     launch: str
     cmd: str
     workdir: str | None
-
-    def command(self, script: str, config: str) -> str:
-        """``cmd`` with its two placeholders filled in; every other brace stays as it is."""
-        return self.cmd.replace("{script}", script).replace("{config}", config)
 
 
 @dataclass(frozen=True)
@@ -98,3 +97,20 @@ class Problem:
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}: {self.message}"
+
+
+def facts(spec: Runspec) -> dict[str, Any]:
+    """A runspec as plain values, ready for JSON; nested tables are joined by dots, as in ``run.launch``."""
+    result: dict[str, Any] = {"family": spec.family, "stage": spec.stage}
+    for key, value in asdict(spec).items():
+        if key in ("run", "config", "resources", "sky"):
+            result.update({f"{key}.{inner}": _plain(item) for inner, item in value.items()})
+        else:
+            result[key] = _plain(value)
+    return result
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value

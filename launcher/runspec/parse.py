@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from launcher.errors import UserError, did_you_mean
+from launcher.errors import UserError, nearest
 from launcher.runspec import table
 from launcher.runspec.block import Block, find_block, read_text
 from launcher.runspec.models import ConfigSpec, Output, Resources, Run, Runspec, Sky
@@ -17,6 +17,10 @@ from launcher.runspec.table import Field, fields_of
 
 # Told the keys of what is wrong, and what is wrong with it.
 Report = Callable[[tuple[str, ...], str], None]
+
+
+class NotAStage(UserError):
+    """The script's block is sound but somebody else's: it has no ``[tool.runspec]``."""
 
 
 def parse(path: Path) -> Runspec:
@@ -36,22 +40,19 @@ def parse(path: Path) -> Runspec:
 def read(block: Block, report: Report) -> Runspec:
     """Turn a block's values into a Runspec; a wrong one is reported and its default taken instead.
 
-    Raises UserError when the block is not TOML or has no ``[tool.runspec]``.
+    Raises UserError when the block is not TOML, NotAStage when it has no ``[tool.runspec]``.
     """
     data = block.data
-    require_runspec(block)
-    if data.get("tool", {}).get("nemo_sky") is not None and not isinstance(data["tool"]["nemo_sky"], dict):
+    _require_runspec(block)
+    if not isinstance(data["tool"].get("nemo_sky", {}), dict):
         report(table.SKY, "[tool.nemo_sky] must be a table")
-    sky = _values(data, table.SKY, report)
-    output = _values(data, table.OUTPUT, report)
-    for key in ("name", "type"):
-        if (sky["output"] is not None) and not output[key]:
-            report(table.OUTPUT, f"[tool.nemo_sky.output] needs {key!r}")
     top = _values(data, table.RUNSPEC, report)
-    sky["output"] = Output(**output) if output["name"] and output["type"] else None
     top["run"] = Run(**_values(data, table.RUN, report))
     top["config"] = ConfigSpec(**_values(data, table.CONFIG, report))
     top["resources"] = Resources(**_values(data, table.RESOURCES, report))
+    sky = _values(data, table.SKY, report)
+    if sky["output"] is not None:
+        sky["output"] = _output(sky["output"], _values(data, table.OUTPUT, report), report)
     return Runspec(
         **top,
         sky=Sky(**sky),
@@ -61,23 +62,24 @@ def read(block: Block, report: Report) -> Runspec:
     )
 
 
-def require_runspec(block: Block) -> None:
-    """Raises UserError when the block has no ``[tool.runspec]``, or an empty one."""
+def _require_runspec(block: Block) -> None:
     tool = block.data.get("tool")
-    spec = tool.get("runspec") if isinstance(tool, dict) else None
-    if isinstance(spec, dict) and spec:
-        return
-    if spec is not None:
-        what = "is empty" if isinstance(spec, dict) else "must be a table"
+    if not isinstance(tool, dict):
+        tool = {}
+    if "runspec" in tool:
+        if isinstance(tool["runspec"], dict) and tool["runspec"]:
+            return
+        what = "is empty" if tool["runspec"] == {} else "must be a table"
         raise UserError(f"[tool.runspec] {what}", where=f"{block.path}:{block.line(*table.RUNSPEC)}")
-    others = [key for key in tool if key != "nemo_sky"] if isinstance(tool, dict) else []
-    typo = next((key for key in others if did_you_mean(key, ["runspec"])), None)
-    raise UserError(
-        f"no [tool.runspec] in the block, but [tool.{typo}]; did you mean 'runspec'?"
-        if typo
-        else "no [tool.runspec] in the block",
-        where=f"{block.path}:{block.line('tool', typo) if typo else block.opening}",
-    )
+    if "nemo_sky" in tool:
+        where = f"{block.path}:{block.line(*table.SKY)}"
+        raise UserError("[tool.nemo_sky] without [tool.runspec], which it completes", where=where)
+    if typo := nearest("runspec", tool):
+        where = f"{block.path}:{block.line('tool', typo)}"
+        raise UserError(
+            f"no [tool.runspec] in the block, but [tool.{typo}]; did you mean 'runspec'?", where=where
+        )
+    raise NotAStage("no [tool.runspec] in the block", where=f"{block.path}:{block.opening}")
 
 
 def _values(data: dict[str, Any], path: tuple[str, ...], report: Report) -> dict[str, Any]:
@@ -90,34 +92,28 @@ def _values(data: dict[str, Any], path: tuple[str, ...], report: Report) -> dict
     return {field.key: _value(given, field, report) for field in fields_of(path)}
 
 
+def _output(given: dict[str, Any], values: dict[str, Any], report: Report) -> Output | None:
+    for key in values:
+        if key not in given:
+            report(table.OUTPUT, f"nemo_sky.output needs {key!r}")
+    return Output(**values) if all(values.values()) else None
+
+
 def _value(given: dict[str, Any], field: Field, report: Report) -> Any:
     if field.key not in given:
         return field.default
     value = given[field.key]
-    if not field.kind.accepts(value):
-        report(_culprit(field, value), wrong_type(field, value))
-        return field.default
-    return field.kind.read(value)
-
-
-def _culprit(field: Field, value: Any) -> tuple[str, ...]:
-    """The item that spoils a list or a table, so that the error stands on its line."""
-    items: list[tuple[str, Any]] = []
-    if isinstance(value, list):
-        items = [(str(index), item) for index, item in enumerate(value)]
-        wrap: Callable[[str, Any], Any] = lambda _, item: [item]  # noqa: E731
-    elif isinstance(value, dict):
-        items = list(value.items())
-        wrap = lambda name, item: {name: item}  # noqa: E731
+    if field.kind.accepts(value):
+        return field.kind.read(value)
+    # One item may spoil a list or a table: the error stands on its line.
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for name, item in items:
-        if not field.kind.accepts(wrap(name, item)):
-            return (*field.path, name)
-    return field.path
-
-
-def wrong_type(field: Field, value: Any) -> str:
-    dotted = ".".join(field.path[1:])
-    return f"{dotted} must be {field.kind.name}, not {shown(value)}"
+        if not field.kind.accepts({name: item} if isinstance(value, dict) else [item]):
+            wrong = f"{field.name} must be {field.kind.name}, but {name} is {shown(item)}"
+            report((*field.path, str(name)), wrong)
+            return field.default
+    report(field.path, f"{field.name} must be {field.kind.name}, not {shown(value)}")
+    return field.default
 
 
 def shown(value: Any) -> str:

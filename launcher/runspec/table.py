@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 SCHEMA = "1"
@@ -48,10 +47,6 @@ def _env_text(value: Any) -> str:
     return str(int(value)) if isinstance(value, bool) else str(value)
 
 
-def _freeze(value: Mapping[str, str]) -> Mapping[str, str]:
-    return MappingProxyType(dict(value))
-
-
 TEXT = Kind("text", _is_text)
 PROSE = Kind("text", _is_text, lambda value: value.strip())
 VERSION = Kind("text", lambda value: _is_text(value) or _is_integer(value), str)
@@ -68,12 +63,11 @@ TABLE = Kind("table", lambda value: isinstance(value, dict))
 TEXT_TABLE = Kind(
     "table of texts",
     lambda value: isinstance(value, dict) and all(map(_is_text, value.values())),
-    _freeze,
 )
 ENV_TABLE = Kind(
     "table of texts or numbers",
     lambda value: isinstance(value, dict) and all(isinstance(v, str | int | float) for v in value.values()),
-    lambda value: _freeze({name: _env_text(item) for name, item in value.items()}),
+    lambda value: {name: _env_text(item) for name, item in value.items()},
 )
 
 
@@ -93,8 +87,13 @@ class Field:
     def path(self) -> tuple[str, ...]:
         return (*self.table, self.key)
 
+    @property
+    def name(self) -> str:
+        """As errors call it: ``run.launch``, ``nemo_sky.spot``."""
+        return ".".join(self.path[2:] if self.table[:2] == RUNSPEC else self.path[1:])
 
-_NO_TEXTS: Mapping[str, str] = MappingProxyType({})
+
+_NO_TEXTS: Mapping[str, str] = {}
 
 FIELDS: tuple[Field, ...] = (
     Field(RUNSPEC, "schema", VERSION, SCHEMA, "version of this block", (SCHEMA,)),
@@ -157,7 +156,9 @@ FIELDS: tuple[Field, ...] = (
         "when deciding whether its output is current",
     ),
     Field(SKY, "config_keys", TEXTS, (), "further configuration keys that it knows, as globs: `train.*`"),
-    Field(SKY, "inputs", TEXT_TABLE, _NO_TEXTS, "artifacts read: `data = \"art://NAME\"`; `run.data=` overrides"),
+    Field(
+        SKY, "inputs", TEXT_TABLE, _NO_TEXTS, 'artifacts read: `data = "art://NAME"`; `run.data=` overrides'
+    ),
     Field(SKY, "output", TABLE, None, "the artifact made"),
     Field(OUTPUT, "name", TEXT, None, "its name"),
     Field(OUTPUT, "type", TEXT, None, "its type, which says what metadata it must have"),
