@@ -9,6 +9,7 @@ from launcher import clusters, config, inputs, runspec
 from launcher.errors import UserError, did_you_mean, nearest
 from launcher.project import Project
 from launcher.runspec import Problem
+from launcher.runspec.discover import as_problem
 
 
 def check_paths(paths: Sequence[Path]) -> tuple[list[Problem], int]:
@@ -33,7 +34,7 @@ def check_project(project: Project) -> tuple[list[Problem], int]:
         raise UserError(f"no recipes folder: {', '.join(map(str, project.recipes))}")
     problems = runspec.check_paths(folders)
     specs, clashes = runspec.discover(folders)
-    problems += [clash for clash in clashes if clash not in problems]
+    problems += clashes
     configs = 0
     for spec in specs:
         for path in sorted(spec.config_dir.glob("*.y*ml")):
@@ -43,14 +44,14 @@ def check_project(project: Project) -> tuple[list[Problem], int]:
     profiles = sorted(project.clusters.glob("*.yaml"))
     for path in profiles:
         problems += _check_profile(path)
-    return problems, len(specs) + configs + len(profiles)
+    return sorted(set(problems)), len(specs) + configs + len(profiles)
 
 
 def _check_config(spec: runspec.Runspec, path: Path) -> list[Problem]:
     try:
         config.compose(spec.config_dir, str(path), [])
     except UserError as error:
-        return [_problem(error, path)]
+        return [as_problem(error, path)]
     return []
 
 
@@ -58,7 +59,7 @@ def _check_profile(path: Path) -> list[Problem]:
     try:
         clusters.load(str(path), path.parent)
     except UserError as error:
-        return [_problem(error, path)]
+        return [as_problem(error, path)]
     return []
 
 
@@ -71,17 +72,9 @@ def _check_edges(specs: Sequence[runspec.Runspec]) -> list[Problem]:
             try:
                 wanted = inputs.artifact_name(text)
             except UserError as error:
-                problems.append(_problem(error, spec.script_path))
+                problems.append(as_problem(error, spec.script_path))
                 continue
             if wanted is not None and wanted not in produced and nearest(wanted, produced):
                 message = f"input {name}: no stage makes {wanted!r}{did_you_mean(wanted, produced)}"
                 problems.append(Problem(spec.script_path, 1, message))
     return problems
-
-
-def _problem(error: UserError, path: Path) -> Problem:
-    """An error that knows its file and line, as a row of `check`."""
-    file, _, line = (error.where or "").rpartition(":")
-    if file and line.isdigit():
-        return Problem(Path(file), int(line), error.message)
-    return Problem(path, 1, error.message)

@@ -183,7 +183,7 @@ def _plan(
         "launch": spec.run.launch,
         "nodes": shape.nodes,
         "artifacts": project.artifacts,
-        "tracking": project.tracking,
+        "tracking": project.tracking or None,
         "s3_endpoint": project.s3_endpoint,
         "experiment": spec.family,
         "inputs": {name: item.job_entry() for name, item in wanted.items()},

@@ -181,8 +181,9 @@ def _run(spec: Runspec, profile: Profile, script: str, script_args: Sequence[str
         script = f'"$code"/{shlex.quote(script)}'
     else:
         script = shlex.quote(script)
-    command = spec.run.cmd.replace("{script}", script).replace("{config}", '"$NEMO_SKY_CONFIG"')
-    command = " ".join([command.strip(), *map(shlex.quote, script_args)])
+    # Plain replacement: any other brace in a recipe's command is its own.
+    command = spec.run.cmd.strip().replace("{script}", script).replace("{config}", '"$NEMO_SKY_CONFIG"')
+    command = " ".join([command, *map(shlex.quote, script_args)])
     agent = 'exec python -m launcher.agent --job "$NEMO_SKY_JOB"'
     if spec.run.launch == "torchrun":
         # Every node's SkyPilot lists the same addresses in the same order: the first is the rendezvous.

@@ -41,9 +41,9 @@ NodesOption = Annotated[int | None, typer.Option("--nodes", min=1, help="Number 
 StageArgument = Annotated[
     list[str],
     typer.Argument(
-        metavar="FAMILY STAGE [KEY=VALUE]...",
-        help="The stage, as `tiny pretrain` or `tiny/pretrain`, then changes to its config: "
-        "key=value, +key=value to add a key, ~key to remove one.",
+        metavar="STAGE",
+        help="FAMILY STAGE or FAMILY/STAGE, then changes to its config: key=value, +key=value to add a "
+        "key, ~key to remove one.",
         show_default=False,
     ),
 ]

@@ -45,7 +45,7 @@ def launch(
     project: ProjectOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Run FAMILY STAGE, or every stage of a family in order with `all`.
+    """Run a stage, or `all` stages of a family in order.
 
     A stage whose exact code, config and inputs already made an artifact is skipped; an unfinished run
     of the same is resumed at its newest committed checkpoint. What follows `--` goes to the script.

@@ -41,7 +41,7 @@ def render(
     project: ProjectOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Print the SkyPilot task of FAMILY STAGE, or write all of tasks/ with --all."""
+    """Print the SkyPilot task of a stage, or write all of tasks/."""
     from launcher import render as library
     from launcher import task
     from launcher.plan import Request

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-from importlib import metadata
 
 import typer
 
@@ -14,7 +13,9 @@ LIBRARIES = ("skypilot", "mlflow", "omegaconf", "boto3", "torch", "megatron-core
 
 
 def version(context: typer.Context, json: JsonOption = False) -> None:
-    """Show the versions of nemo-sky, Python and the libraries it drives."""
+    """Show the versions of nemo-sky and the libraries it drives."""
+    from importlib import metadata
+
     known: Context = context.obj
     known.no_script_args()
     versions: dict[str, str | None] = {"nemo-sky": __version__, "python": platform.python_version()}

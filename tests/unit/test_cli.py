@@ -1,0 +1,252 @@
+"""The command line as a user meets it: options anywhere, typos named, no traceback, JSON on stdout."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from launcher.cli.main import main
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = """# /// script
+# [tool.runspec]
+# name = "{name}"
+# [tool.runspec.run]
+# launch = "{launch}"
+# [tool.runspec.resources]
+# gpus_per_node = 0
+# {more}
+# ///
+"""
+
+
+@dataclass(frozen=True)
+class Result:
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Result]
+
+
+def add_stage(root: Path, name: str, more: str = "", launch: str = "torchrun") -> Path:
+    folder = root / "recipes" / name
+    (folder / "config").mkdir(parents=True)
+    (folder / "config" / "default.yaml").write_text(
+        "train:\n  steps: 10\n  lr: 1e-4\nsave: ${node:checkpoints}\n"
+    )
+    (folder / "config" / "short.yaml").write_text("defaults: default\ntrain:\n  steps: 2\n")
+    script = folder / "script.py"
+    script.write_text(SCRIPT.format(name=name, launch=launch, more=more.replace("\n", "\n# ")))
+    return script
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two stages of one family, one made from the other, and the shipped profiles."""
+    for name in ("NEMO_SKY_ARTIFACTS", "NEMO_SKY_TRACKING", "AWS_ENDPOINT_URL"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "nemo-sky.yaml").write_text("")
+    (tmp_path / "clusters").symlink_to(ROOT / "clusters")
+    add_stage(
+        tmp_path, "demo/prep", '[tool.nemo_sky.output]\nname = "demo-data"\ntype = "pretrain-data"', "direct"
+    )
+    add_stage(tmp_path, "demo/train", '[tool.nemo_sky.inputs]\ndata = "art://demo-data"')
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def run(project: Path, capfd: pytest.CaptureFixture[str]) -> Run:
+    def call(*words: str) -> Result:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            main(list(words))
+        out, err = capfd.readouterr()
+        assert "Traceback" not in err
+        return Result(int(stopped.value.code or 0), out, err)
+
+    return call
+
+
+def test_options_stand_anywhere(run: Run) -> None:
+    wanted = run("render", "demo", "train", "--cloud", "local", "train.steps=3", "--nodes", "2")
+    assert wanted.code == 0
+    assert "num_nodes: 2" in wanted.out
+    for words in (
+        ("render", "--cloud=local", "--nodes=2", "demo/train", "train.steps=3"),
+        ("render", "--nodes", "2", "demo", "--cloud", "local", "train", "train.steps=3"),
+    ):
+        assert run(*words) == wanted
+
+
+def test_works_from_inside_and_from_outside(run: Run, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = run("render", "demo", "train")
+    monkeypatch.chdir(project / "recipes" / "demo")
+    assert run("render", "demo", "train") == wanted
+    monkeypatch.chdir("/")
+    assert run("render", "demo", "train", "--project", str(project)) == wanted
+    assert run("--project", str(project), "render", "demo", "train") == wanted
+    lost = run("render", "demo", "train")
+    assert (lost.code, lost.out) == (2, "")
+    assert "--project DIR" in lost.err
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["lanch"], 2, "Did you mean 'launch'"),
+        (["launch", "demo", "train", "--clowd", "aws"], 2, "--cloud"),
+        (["launch", "demo", "train"], 2, "--cloud local"),
+        (["launch", "demo", "trian", "--cloud", "local"], 2, "did you mean 'demo/train'"),
+        (["launch", "dmo", "all", "--cloud", "local"], 2, "did you mean 'demo'"),
+        (["launch", "demo", "--cloud", "local"], 2, "name a stage as FAMILY STAGE"),
+        (["launch", "demo", "train", "--cloud", "locl"], 2, "did you mean 'local'"),
+        (["launch", "demo", "train", "--cloud", "local", "--cluster", "aws"], 2, "both say where"),
+        (["launch", "demo", "train", "--cloud", "local", "-c", "shrt"], 2, "short"),
+        (["launch", "demo", "train", "--cloud", "local", "train.step=3"], 2, "did you mean 'train.steps'"),
+        (["launch", "demo", "train", "--cloud", "local", "a=1", "train"], 2, "stands after the overrides"),
+        (["launch", "demo", "train", "--cloud", "local", "run.dta=x"], 2, "did you mean 'run.data'"),
+        (["launch", "demo", "train", "--cloud", "local", "run.data=art://a b"], 2, "at character 8"),
+        (["launch", "demo", "train", "--cloud", "local", "run.data=./nowhere"], 3, "no file or folder"),
+        (["launch", "demo", "train", "--cloud", "local"], 3, "no artifact 'demo-data'"),
+        (["launch", "demo", "train", "--cloud", "local", "--resume", "x", "run.data=."], 2, "no run 'x'"),
+        (["launch", "demo", "all", "--cloud", "local", "train.steps=3"], 2, "unknown key 'steps'"),
+        (["launch", "demo", "all", "--cloud", "local", "steps=3"], 2, "does not say for which stage"),
+        (["launch", "demo", "all", "--cloud", "local", "--from", "trin"], 2, "did you mean 'train'"),
+        (["launch", "demo", "all", "--cloud", "local", "--from", "train", "--to", "prep"], 2, "comes after"),
+        (["launch", "demo", "train", "--cloud", "local", "--nodes", "0"], 2, "--nodes"),
+        (["render", "--check"], 2, "--check goes with --all"),
+        (["render", "--all", "demo"], 2, "takes no stage"),
+        (["config", "show", "demo", "train", "--", "x"], 2, "only launch and render"),
+        (["artifacts", "show", "art://demo-data"], 3, "no artifact 'demo-data'"),
+        (["artifacts", "show", "s3://demo"], 2, "is not art://"),
+        (["artifacts", "import", ".", "--name", "x", "--type", "modl"], 2, "did you mean 'model'"),
+        (["lineage", "show", "art://x", "--up", "--down"], 2, "ask one"),
+        (["runs", "show", "abc"], 2, "no run 'abc'"),
+        (["check", "nowhere.py"], 2, "no file or folder nowhere.py"),
+    ],
+)
+def test_a_mistake_is_one_clear_error(run: Run, words: list[str], code: int, message: str) -> None:
+    result = run(*words)
+    assert message in result.err, result.err
+    assert result.code == code
+    assert result.out == ""
+
+
+def test_nothing_was_started_by_any_refusal(run: Run, project: Path) -> None:
+    run("launch", "demo", "train", "--cloud", "local")
+    run("launch", "demo", "all", "--cloud", "local", "train.steps=3")
+    assert not list((project / ".nemo-sky").glob("runs/*/run.json"))
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("NEMO_SKY_TRACKING", "http://127.0.0.1:9", "127.0.0.1:9"),
+        ("NEMO_SKY_ARTIFACTS", "s3://fake-bucket/x", "fake-bucket"),
+        ("NEMO_SKY_ARTIFACTS", "/proc/nemo-sky", "/proc/nemo-sky"),
+    ],
+)
+def test_an_unreachable_service_is_refused_before_any_work(
+    run: Run, project: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, message: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # nothing listens there
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "fake")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "fake")
+    result = run("launch", "demo", "prep", "--cloud", "local")
+    assert result.code == 3, result
+    assert message in result.err
+    assert not list((project / ".nemo-sky").glob("runs/*/run.json"))
+
+
+def test_a_dry_run_prints_the_task_and_starts_nothing(run: Run, project: Path) -> None:
+    result = run("launch", "demo", "all", "--cloud", "aws", "--dry-run", "train.train.lr=1", "--json")
+    assert result.code == 0
+    assert not (project / ".nemo-sky" / "runs").exists()
+    assert result.out.count('"stage"') == 2
+
+
+def test_arguments_after_the_dashes_go_to_the_script_alone(run: Run) -> None:
+    result = run("render", "demo", "train", "--", "--cloud", "x y", "train.steps=1")
+    assert "script.py --config \"$NEMO_SKY_CONFIG\" --cloud 'x y' train.steps=1" in result.out
+
+
+def test_config_show_says_where_each_value_came_from(run: Run) -> None:
+    result = run("config", "show", "demo", "train", "-c", "short", "train.lr=2e-3", "--json")
+    shown = json.loads(result.out)
+    assert shown["values"]["train"] == {"steps": 2, "lr": 0.002}
+    assert shown["origin"]["train.steps"] == "config/short.yaml:3"
+    assert shown["origin"]["train.lr"] == "override 'train.lr=2e-3'"
+    assert shown["origin"]["save"] == "config/default.yaml:4"
+
+
+def test_check_reports_every_problem_with_its_line(run: Run, project: Path) -> None:
+    assert run("check").code == 0
+    script = project / "recipes/demo/train/script.py"
+    script.write_text(
+        script.read_text().replace("launch =", "lunch =").replace("art://demo-data", "art://demo-dat")
+    )
+    (project / "recipes/demo/train/config/short.yaml").write_text("defaults: nothing\n")
+    result = run("check")
+    assert result.code == 4
+    assert f"{script}:5: " in result.out
+    assert "did you mean 'run.launch'" in result.out or "did you mean 'launch'" in result.out
+    assert "no stage makes 'demo-dat'; did you mean 'demo-data'" in result.out
+    assert "short.yaml:1: " in result.out
+    assert json.loads(run("check", "--json").out)[0]["file"]
+
+
+def test_render_all_is_current_until_a_recipe_changes(run: Run, project: Path) -> None:
+    assert run("render", "--all", "--check").code == 4
+    assert run("render", "--all").code == 0
+    before = {path: path.read_bytes() for path in (project / "tasks").rglob("*.yaml")}
+    assert len(before) == 6
+    assert str(project) not in "".join(map(bytes.decode, before.values())), "a path of this machine"
+    assert run("render", "--all", "--check").code == 0
+    config = project / "recipes/demo/train/config/default.yaml"
+    config.write_text(config.read_text().replace("10", "11"))
+    (project / "tasks/demo/old.yaml").write_text("name: gone\n")
+    stale = run("render", "--all", "--check")
+    assert stale.code == 4
+    assert "tasks/demo/train/train.yaml: out of date" in stale.out
+    assert "tasks/demo/old.yaml: no stage makes it" in stale.out
+    run("render", "--all")
+    assert not (project / "tasks/demo/old.yaml").exists()
+
+
+def test_lists_are_json_for_programs(run: Run) -> None:
+    stages = json.loads(run("recipes", "list", "--json").out)
+    assert [stage["name"] for stage in stages] == ["demo/prep", "demo/train"]
+    assert json.loads(run("runs", "list", "--json").out) == []
+    assert json.loads(run("artifacts", "list", "--json").out) == []
+    assert json.loads(run("version", "--json").out)["nemo-sky"]
+
+
+def test_a_closed_pipe_is_no_error(project: Path) -> None:
+    command = f"{sys.executable} -m launcher.cli.main recipes list | true"
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, env={**os.environ}
+    )
+    assert "Traceback" not in done.stderr
+
+
+def test_nothing_heavy_is_imported_at_start_up(project: Path) -> None:
+    code = (
+        "import sys; from launcher.cli.main import main\n"
+        "try: main(['render', 'demo', 'train'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'sky', 'mlflow', 'boto3', 'torch', 'ray', 'rich.table'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

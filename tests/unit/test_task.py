@@ -1,0 +1,188 @@
+"""The SkyPilot task: pure, accepted by SkyPilot's own schema, and right when bash runs it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from launcher import clusters, runspec, task
+from launcher.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+PROFILES = clusters.names(ROOT / "clusters")
+
+SCRIPT = """# /// script
+# requires-python = ">=3.11"
+# dependencies = ["torch==2.13.0"]
+# [tool.runspec]
+# name = "demo/train"
+# image = "nvcr.io/nvidia/nemo:25.11"
+# [tool.runspec.run]
+# launch = "{launch}"
+# {cmd}
+# [tool.runspec.resources]
+# nodes = 2
+# gpus_per_node = {gpus}
+# [tool.runspec.env]
+# OMP_NUM_THREADS = "1"
+# [tool.nemo_sky]
+# accelerator = "H100"
+# procs_per_node = 2
+# ///
+"""
+
+
+def spec_of(
+    folder: Path, launch: str = "torchrun", gpus: object = 8, cmd: str = "", image: bool = True
+) -> runspec.Runspec:
+    (folder / "config").mkdir(exist_ok=True)
+    (folder / "config" / "default.yaml").write_text("a: 1\n")
+    path = folder / "train.py"
+    text = SCRIPT.format(launch=launch, gpus=gpus, cmd=cmd)
+    path.write_text(text if image else "".join(x for x in text.splitlines(True) if "image" not in x))
+    return runspec.parse(path)
+
+
+def build(spec: runspec.Runspec, profile: str = "aws", **changes: Any) -> task.Task:
+    loaded = clusters.load(profile, ROOT / "clusters")
+    given = {"script": "recipes/demo/train.py", "job_dir": "tasks/demo/train", "artifacts": "s3://b/p"}
+    return task.build(spec, loaded, **{**given, **changes})
+
+
+def test_the_same_inputs_give_the_same_bytes(tmp_path: Path) -> None:
+    spec = spec_of(tmp_path)
+    assert task.dump(build(spec)) == task.dump(build(spec))
+    assert yaml.safe_load(task.dump(build(spec))) == build(spec)
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize(("launch", "gpus"), [("torchrun", 8), ("ray", 0), ("direct", 1)])
+def test_skypilot_accepts_every_profile(tmp_path: Path, profile: str, launch: str, gpus: int) -> None:
+    import sky
+
+    built = build(spec_of(tmp_path, launch, gpus), profile, run_id="r1")
+    loaded = sky.Task.from_yaml_config(yaml.safe_load(task.dump(built)))
+    assert loaded.num_nodes == 2
+    assert loaded.envs["NEMO_SKY_RUN_ID"] == "r1"
+    if gpus and profile != "local":
+        (resources,) = loaded.resources
+        assert resources.accelerators == {"H100": gpus}
+
+
+def test_the_flag_beats_the_profile_and_the_profile_the_recipe(tmp_path: Path) -> None:
+    spec = spec_of(tmp_path)
+    path = tmp_path / "p.yaml"
+    path.write_text("nodes: 3\ngpus_per_node: 4\naccelerator: [A100, H100]\n")
+    profile = clusters.load(str(path), tmp_path)
+    assert task.shape_of(spec, profile) == task.Shape(3, 4)
+    assert task.shape_of(spec, profile, nodes=5) == task.Shape(5, 4)
+    built = task.build(spec, profile, script="s", job_dir="j", artifacts="a")
+    assert built["resources"]["accelerators"] == ["A100:4", "H100:4"]
+
+
+def test_gpus_of_no_known_type_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "train.py"
+    path.write_text('# /// script\n# [tool.runspec]\n# name = "demo/train"\n# ///\n')
+    with pytest.raises(UserError, match="accelerator"):
+        build(runspec.parse(path))
+
+
+def test_local_asks_for_nothing_that_sky_would_provision(tmp_path: Path) -> None:
+    built = build(spec_of(tmp_path), "local")
+    assert "resources" not in built
+    assert "setup" not in built
+
+
+def test_an_image_installs_the_agent_and_a_bare_node_the_scripts_needs(tmp_path: Path) -> None:
+    in_image = build(spec_of(tmp_path))["setup"]
+    assert "mlflow-skinny" in in_image
+    assert "torch" not in in_image
+    bare = build(spec_of(tmp_path, image=False))["setup"]
+    assert "uv venv" in bare
+    assert "torch==2.13.0" in bare
+
+
+def fake_node(folder: Path, built: task.Task, **env: str) -> list[str]:
+    """Run the task's own `run` under bash with a `python` that prints its arguments, one a line."""
+    bin_dir = folder / "bin"
+    bin_dir.mkdir(exist_ok=True)
+    fake = bin_dir / "python"
+    fake.write_text(
+        '#!/bin/sh\nfor word in "$@"; do printf "%s\\n" "$word"; done\nenv | grep NEMO_SKY | sort\n'
+    )
+    fake.chmod(0o755)
+    base = {
+        "PATH": f"{bin_dir}:{os.environ['PATH']}",
+        "HOME": "/home/user name",
+        "SKYPILOT_NODE_IPS": "10.0.0.7\n10.0.0.8",
+        "SKYPILOT_NUM_NODES": "2",
+        "SKYPILOT_NODE_RANK": "1",
+        "SKYPILOT_NUM_GPUS_PER_NODE": "8",
+        "SKYPILOT_TASK_ID": "sky-2026/11 21_demo",
+    }
+    done = subprocess.run(
+        ["bash", "-c", built["run"]],
+        env={**base, **built["envs"], **env},
+        capture_output=True,
+        text=True,
+        cwd=folder,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_torchrun_meets_at_the_first_node(tmp_path: Path) -> None:
+    words = fake_node(tmp_path, build(spec_of(tmp_path)))
+    line = " ".join(words)
+    assert "--nnodes 2 --node-rank 1 --nproc-per-node 8 --master-addr 10.0.0.7 --master-port 29500" in line
+    assert words[:4] == ["-m", "launcher.agent", "--job", "tasks/demo/train"]
+    script = words.index("recipes/demo/train.py")
+    work = "/home/user name/.nemo-sky/work/sky-2026-11-21_demo"
+    assert words[script + 1 : script + 3] == ["--config", f"{work}/config.yaml"]
+
+
+def test_a_node_without_gpus_takes_the_recipes_ranks(tmp_path: Path) -> None:
+    words = fake_node(tmp_path, build(spec_of(tmp_path)), SKYPILOT_NUM_GPUS_PER_NODE="0")
+    assert words[words.index("--nproc-per-node") + 1] == "2"
+
+
+def test_ray_runs_the_command_as_it_is(tmp_path: Path) -> None:
+    words = fake_node(tmp_path, build(spec_of(tmp_path, "ray", 0)))
+    assert words[4:7] == ["--ray", "--", "python"]
+
+
+def test_odd_arguments_reach_the_script_whole(tmp_path: Path) -> None:
+    odd = ["--note", "two words", "$HOME", "a'b", "{config}"]
+    words = fake_node(tmp_path, build(spec_of(tmp_path), script_args=odd))
+    assert words[words.index("--note") : words.index("--note") + 5] == odd
+
+
+def test_other_braces_in_a_command_survive(tmp_path: Path) -> None:
+    spec = spec_of(tmp_path, "direct", 0, cmd="cmd = 'bash -c \"echo ${HOME} {script} {config} {x}\"'")
+    assert "{x}" in build(spec)["run"]
+    assert "{script}" not in build(spec)["run"]
+
+
+def test_a_working_directory_of_the_images_keeps_paths_right(tmp_path: Path) -> None:
+    inside = tmp_path / "opt"
+    inside.mkdir()
+    spec = spec_of(tmp_path, "direct", 0, cmd=f'workdir = "{inside}"')
+    words = fake_node(tmp_path, build(spec))
+    assert f"{tmp_path}/recipes/demo/train.py" in words
+    assert f"{tmp_path}/tasks/demo/train" in words
+
+
+def test_spot_needs_both_the_profile_and_the_recipe(tmp_path: Path) -> None:
+    path = tmp_path / "p.yaml"
+    path.write_text("spot: true\n")
+    profile = clusters.load(str(path), tmp_path)
+    given = {"script": "s", "job_dir": "j", "artifacts": "a"}
+    assert task.build(spec_of(tmp_path), profile, **given)["resources"]["use_spot"] is True
+    script = tmp_path / "train.py"
+    script.write_text(script.read_text().replace("# procs_per_node", "# spot = false\n# procs_per_node"))
+    assert "use_spot" not in task.build(runspec.parse(script), profile, **given)["resources"]
