@@ -45,11 +45,14 @@ def folder_prefix(prefix: str) -> str:
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open a file for reading. Raises UserError for pipes, sockets and devices, which would block."""
-    mode = path.stat().st_mode
-    if not stat.S_ISREG(mode):
-        raise UserError(f"{path} is not a regular file", hint="an artifact holds files and folders only")
-    return path.open("rb")
+    """Open a file for reading. Raises UserError for pipes and devices, which would block, and when absent."""
+    try:
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):
+            raise UserError(f"{path} is not a regular file", hint="an artifact holds files and folders only")
+        return path.open("rb")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
 
 
 class HashingReader:
@@ -79,8 +82,14 @@ class HashingReader:
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         return self._file.seek(offset, whence)
 
+    def seekable(self) -> bool:
+        return True
+
     def tell(self) -> int:
         return self._file.tell()
+
+    def close(self) -> None:
+        self._file.close()
 
     def hexdigest(self) -> str:
         return self._sha.hexdigest()
