@@ -229,6 +229,9 @@ def _verify_in_place(store: Store, manifest: Manifest, progress: Progress | None
     done = 0
     for entry in manifest.files:
         if entry.is_folder:
+            Path(store.uri(f"{manifest.base}/{entry.path.removesuffix('/')}")).mkdir(
+                parents=True, exist_ok=True
+            )
             continue
         source = store.uri(f"{manifest.base}/{entry.path}")
         if not Path(source).is_file():

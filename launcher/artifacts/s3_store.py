@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from launcher.artifacts.deadline import within
 from launcher.artifacts.keys import Advance, HashingReader, StoreError, check_key, folder_prefix, open_regular
@@ -129,11 +129,9 @@ class S3Store:
                 keys += [item["Key"].removeprefix(self.prefix) for item in page.get("Contents", [])]
         return sorted(keys)
 
-    def _pages(self, **arguments: str) -> Any:
+    def _pages(self, **arguments: Any) -> Any:
         pages = self._client().get_paginator("list_objects_v2")
-        return pages.paginate(
-            Bucket=self.bucket, PaginationConfig={"PageSize": KEYS_AT_ONCE}, **cast("Any", arguments)
-        )
+        return pages.paginate(Bucket=self.bucket, PaginationConfig={"PageSize": KEYS_AT_ONCE}, **arguments)
 
     def _create(self, client: S3Client, key: str, data: bytes) -> bool:
         for left in reversed(range(_CONFLICT_TRIES)):
