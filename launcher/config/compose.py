@@ -127,7 +127,9 @@ def _require_known(tree: Tree, path: tuple[str, ...], value: Any, known: Sequenc
         for key, item in value.items():
             _require_known(tree, (*path, key), item, known)
     elif not tree.has(path):
-        key = ".".join(path)
+        key, parent = ".".join(path), tree.get(path[:-1])
+        if isinstance(parent, list):
+            raise UserError(f"{'.'.join(path[:-1])} has {len(parent)} items: there is no {path[-1]!r}")
         guess = _guess(key, [*dotted_keys(tree.values), *known])
         raise UserError(
             f"unknown key {key!r}{guess}", hint=f"to add a key that the config does not have: +{key}=..."
@@ -135,9 +137,8 @@ def _require_known(tree: Tree, path: tuple[str, ...], value: Any, known: Sequenc
 
 
 def _guess(key: str, candidates: Iterable[str]) -> str:
-    """The nearest key; one that has the same last word in another section counts as near."""
-    plain = [candidate for candidate in candidates if not set(candidate) & set("*?[")]
-    last = key.rpartition(".")[2]
-    same = sorted(candidate for candidate in plain if candidate.rpartition(".")[2] == last)
-    near = nearest(key, plain) or (same[0] if same else None)
+    """The nearest key; one that ends in nearly the same word counts too, whatever its section."""
+    plain = sorted(candidate for candidate in candidates if not set(candidate) & set("*?["))
+    ends = {candidate.rpartition(".")[2]: candidate for candidate in reversed(plain)}
+    near = nearest(key, plain) or ends.get(nearest(key.rpartition(".")[2], ends) or "")
     return f"; did you mean {near!r}?" if near else ""

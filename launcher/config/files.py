@@ -128,7 +128,7 @@ def read(path: Path) -> Source:
             file = yamlfile.read(path)
             values, lines = file.values, file.lines
         source = Source(path, values, lines)
-        return Source(path, {key: _plain(item, (key,), source) for key, item in values.items()}, lines)
+        return Source(path, _plain(values, (), source), lines)
     except RecursionError:
         raise UserError("the file is nested too deep, or refers to itself", where=f"{path}:1") from None
 
@@ -144,18 +144,29 @@ def _text(path: Path) -> str:
 
 def _plain(value: Any, keys: KeyPath, source: Source) -> Any:
     """A copy of its own, so that two YAML aliases of one table can be changed apart."""
-    where = source.where(*map(str, keys))
-    if not isinstance(keys[-1], str):
-        raise UserError(f"the key {keys[-1]!r} is not text: write it in quotes", where=where)
     if isinstance(value, dict):
+        _require_text_keys(value, keys, source)
         return {key: _plain(item, (*keys, key), source) for key, item in value.items()}
     if isinstance(value, list):
         return [_plain(item, (*keys, str(index)), source) for index, item in enumerate(value)]
     if isinstance(value, date | time):
         return value.isoformat()
     if value is not None and not isinstance(value, str | bool | int | float):
-        raise UserError(f"{'.'.join(keys)}: a config cannot hold {type(value).__name__}", where=where)
+        raise UserError(
+            f"{'.'.join(keys)}: a config cannot hold {type(value).__name__}", where=source.where(*keys)
+        )
     return value
+
+
+def _require_text_keys(table: dict[Any, Any], keys: KeyPath, source: Source) -> None:
+    for key in table:
+        if not isinstance(key, str):  # the lines know it as it is written: `on`, which YAML reads as True
+            inside = [path[-1] for path in source.lines if path[:-1] == keys]
+            written = next((name for name in inside if name not in table), str(key))
+            raise UserError(
+                f"the key {written!r} means {key!r}, not text: write it in quotes",
+                where=source.where(*keys, written),
+            )
 
 
 def _read_json(text: str, path: Path) -> tuple[dict[str, Any], dict[KeyPath, int]]:

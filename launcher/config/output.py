@@ -57,6 +57,6 @@ class _Dumper(yaml.SafeDumper):
 # Text that YAML 1.2 takes for a number though PyYAML would not: with this it is quoted.
 _Dumper.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"^(?:[-+]?[0-9._]+[eE][-+]?[0-9]+|0o[0-7]+)$"),
+    re.compile(r"^(?:[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?|0o[0-7]+)$"),
     list("-+0123456789."),
 )

@@ -95,7 +95,7 @@ def _values(data: dict[str, Any], path: tuple[str, ...], report: Report) -> dict
 def _output(given: dict[str, Any], values: dict[str, Any], report: Report) -> Output | None:
     for key in values:
         if key not in given:
-            report(table.OUTPUT, f"nemo_sky.output needs {key!r}")
+            report((*table.OUTPUT, key), f"nemo_sky.output needs {key!r}")
     return Output(**values) if all(values.values()) else None
 
 
