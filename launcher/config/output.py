@@ -54,6 +54,13 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
+def _represent_text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    # PyYAML writes these line breaks of Unicode as they are and reads them back as spaces or "\n".
+    style = '"' if not {"\x85", "\u2028", "\u2029"}.isdisjoint(text) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _represent_text)
 # Text that YAML 1.2 takes for a number though PyYAML would not: with this it is quoted.
 _Dumper.add_implicit_resolver(
     "tag:yaml.org,2002:float",

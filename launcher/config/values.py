@@ -157,17 +157,16 @@ class _Reader:
 
     def plain(self, top: bool) -> Any:
         parts: list[str] = []
-        literal = False  # an escaped or filled-in part makes it text, whatever it looks like
         end = 0  # how much of the parts to keep: space at the end counts only when escaped
         while self.next:
             here = self.next
             if self.text.startswith("${", self.pos):
                 parts.append(self.interpolation())
-                literal, end = True, len(parts)
+                end = len(parts)
             elif here == "\\" and self.text[self.pos + 1 : self.pos + 2] in tuple(_ESCAPABLE):
                 parts.append(self.text[self.pos + 1])
                 self.pos += 2
-                literal, end = True, len(parts)
+                end = len(parts)
             elif here == "," and top:
                 self.fail("',' outside of brackets: write a list as [a,b], or put text in quotes")
             elif not top and here in ",]}":
@@ -180,8 +179,7 @@ class _Reader:
                 end = end if here in " \t" else len(parts)
         if not end:
             self.fail("a value is missing")
-        word = "".join(parts[:end])
-        return word if literal else _scalar(word)
+        return _scalar("".join(parts[:end]))
 
 
 def _scalar(word: str) -> Any:

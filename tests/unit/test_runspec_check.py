@@ -100,6 +100,8 @@ MISTAKES = [
     ("{script}", "train.py", 11, "run.cmd has no {script}: the script would not run"),
     ("{script}", "{scrpt}", 11, "run.cmd has {scrpt}; did you mean {script}?"),
     ("{config}", "{confg}", 11, "run.cmd has {confg}; did you mean {config}?"),
+    ('"tiny/pretrain"', "3", 7, "name must be text, not 3"),
+    ('"./config"', "3", 14, "config.dir must be text, not 3"),
     ("./config", "conf", 14, "config.dir: there is no folder conf beside the script"),
     ("nodes = 1", "nodes = 0", 18, "resources.nodes must be at least 1, not 0"),
     ("nodes = 1", 'nodes = "two"', 18, 'resources.nodes must be integer, not "two"'),
