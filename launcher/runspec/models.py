@@ -104,7 +104,8 @@ def facts(spec: Runspec) -> dict[str, Any]:
     result: dict[str, Any] = {"family": spec.family, "stage": spec.stage}
     for key, value in asdict(spec).items():
         if key in ("run", "config", "resources", "sky"):
-            result.update({f"{key}.{inner}": _plain(item) for inner, item in value.items()})
+            table = "nemo_sky" if key == "sky" else key
+            result.update({f"{table}.{inner}": _plain(item) for inner, item in value.items()})
         else:
             result[key] = _plain(value)
     return result

@@ -116,6 +116,7 @@ def test_facts_are_json() -> None:
     facts = json.loads(json.dumps(runspec.facts(runspec.parse(UPSTREAM))))
     assert facts["family"] == "nano9"
     assert facts["resources.gpus_per_node"] == "gpu"
+    assert facts["nemo_sky.procs_per_node"] == 1
     assert facts["env"]["OMP_NUM_THREADS"] == "8"
 
 
