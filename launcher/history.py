@@ -108,11 +108,11 @@ def journals(store: Store, run_id: str) -> dict[int, list[dict[str, Any]]]:
     """The events of each attempt, by attempt number."""
     from launcher.lineage import journal
 
-    prefix = f"runs/{run_id}/journal/"
+    folder = f"runs/{run_id}/journal"
     result = {}
-    for key in store.list(prefix):
-        number = key.removeprefix(prefix).removesuffix(".jsonl")
-        data = store.get_bytes(key)
+    for name in store.children(folder):
+        number = name.removesuffix(".jsonl")
+        data = store.get_bytes(f"{folder}/{name}")
         if number.isdigit() and data is not None:
             result[int(number)] = journal.read(data)
     return dict(sorted(result.items()))
