@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from launcher import clusters, config, inputs, runspec
+from launcher import clusters, inputs, runspec
+from launcher.config import files
 from launcher.errors import UserError, did_you_mean, nearest
+from launcher.plan import compose
 from launcher.project import Project
 from launcher.runspec import Problem
 from launcher.runspec.discover import as_problem
@@ -37,7 +39,7 @@ def check_project(project: Project) -> tuple[list[Problem], int]:
     problems += clashes
     configs = 0
     for spec in specs:
-        for path in sorted(spec.config_dir.glob("*.y*ml")):
+        for path in files.configs(spec.config_dir):
             configs += 1
             problems += _check_config(spec, path)
     problems += _check_edges(specs)
@@ -49,7 +51,7 @@ def check_project(project: Project) -> tuple[list[Problem], int]:
 
 def _check_config(spec: runspec.Runspec, path: Path) -> list[Problem]:
     try:
-        config.compose(spec.config_dir, str(path), [])
+        compose(spec, str(path), [])
     except UserError as error:
         return [as_problem(error, path)]
     return []

@@ -106,11 +106,26 @@ def plans(request: Request, project: Project, specs: Sequence[runspec.Runspec]) 
             more = f" (and {len(problems) - 1} more: `nemo-sky check`)" if len(problems) > 1 else ""
             raise UserError(f"{first.message}{more}", where=f"{project.show(first.file)}:{first.line}")
         config_name = request.config or spec.config.default
-        known = [*spec.sky.config_keys, "run.env.*", *(f"run.{name}" for name in spec.sky.inputs)]
-        composed = config.compose(spec.config_dir, config_name, overrides[spec.name], known=known)
+        composed = compose(spec, config_name, overrides[spec.name])
         wanted = inputs.wanted(spec, composed.values, project.root)
         result.append(_plan(spec, profile, config_name, composed, wanted, request, project))
     return result
+
+
+def compose(spec: runspec.Runspec, name: str, overrides: Sequence[str]) -> config.Composed:
+    """A stage's config; ``${art:INPUT,FIELD}`` of its declared inputs stays as it is written.
+
+    Raises UserError, with file:line, for what neither the config nor the recipe knows.
+    """
+
+    def keep(input_name: str, field: str) -> str:
+        if input_name not in spec.sky.inputs:
+            guess = did_you_mean(input_name, spec.sky.inputs)
+            raise UserError(f"{spec.name} has no input {input_name!r}{guess}")
+        return f"${{art:{input_name},{field}}}"
+
+    known = [*spec.sky.config_keys, "run.env.*", *(f"run.{name}" for name in spec.sky.inputs)]
+    return config.compose(spec.config_dir, name, overrides, known=known, resolver=keep)
 
 
 def pin(plan: Plan, request: Request, project: Project, store: Store, made: Mapping[str, Manifest]) -> Plan:
@@ -213,11 +228,7 @@ def _job_values(
     """The script's config with its artifact fields filled in where they are known, and ``run.env``."""
     from launcher.artifacts.fields import resolve_art_fields
 
-    values = resolve_art_fields(
-        composed.values,
-        {name: item.manifest for name, item in wanted.items()},
-        {name: item.path for name, item in wanted.items() if item.path},
-    )
+    values = resolve_art_fields(composed.values, {name: item.manifest for name, item in wanted.items()}, {})
     env = {key: str(value) for key, value in ((values.get("run") or {}).get("env") or {}).items()}
     return values, env
 

@@ -19,11 +19,16 @@ KeyPath = tuple[str, ...]
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """Safe loader that reads every number as YAML 1.2 does, so that ``1e-4`` is a float."""
+    """Safe loader that reads numbers as YAML 1.2 does, so that ``1e-4`` is a float; dates stay text."""
 
 
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:float"]
+    # Dates stay the text that was written, as OmegaConf leaves them.
+    first: [
+        (tag, pattern)
+        for tag, pattern in resolvers
+        if tag not in ("tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp")
+    ]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver(
@@ -77,6 +82,8 @@ def read(path: Path) -> YamlFile:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise UserError(f"not valid YAML: {error.problem}", where=f"{path}:{line}") from None
+    except RecursionError:
+        raise UserError("an alias refers to itself", where=f"{path}:1") from None
     except yaml.YAMLError as error:
         raise UserError(f"not valid YAML: {error}", where=f"{path}:1") from None
     finally:

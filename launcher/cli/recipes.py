@@ -54,6 +54,7 @@ def show(
 ) -> None:
     """Show the runspec of FAMILY STAGE."""
     from launcher import runspec
+    from launcher.config import files
 
     known: Context = context.obj
     known.no_script_args()
@@ -63,6 +64,6 @@ def show(
     if json:
         print_json(facts)
         return
-    configs = sorted(path.stem for path in spec.config_dir.glob("*.y*ml"))
+    configs = [path.stem for path in files.configs(spec.config_dir)]
     rows = [(key, value) for key, value in facts.items() if value not in (None, "", [], {})]
     print_table(("field", "value"), [*rows, ("configs", ", ".join(configs))], empty="")

@@ -23,6 +23,8 @@ NODE_PATHS = {
 }
 NAMES = ("art", "node", "oc.env", "oc.select", "oc.decode", "oc.create", "oc.dict.keys", "oc.dict.values")
 MISSING = "???"
+_ENV = re.compile(r"\$\{\s*oc\.env:\s*(\w+)")
+SECRET_WORDS = {"KEY", "APIKEY", "TOKEN", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL", "CREDENTIALS"}
 
 # OmegaConf keeps its resolvers in one table per process: one composition at a time may change it.
 _lock = threading.Lock()
@@ -43,6 +45,7 @@ def resolve(tree: Tree, art: ArtResolver | None) -> dict[str, Any]:
                 where=tree.mark(path).where,
                 hint=f"give it one: {key}=VALUE",
             )
+        _refuse_secret(path, text, tree)
     if not texts:
         return tree.values
 
@@ -71,6 +74,17 @@ def resolve(tree: Tree, art: ArtResolver | None) -> dict[str, Any]:
         parent = tree.get(path[:-1])
         parent[int(path[-1]) if isinstance(parent, list) else path[-1]] = value
     return tree.values
+
+
+def _refuse_secret(path: KeyPath, text: str, tree: Tree) -> None:
+    """A composed config is written to disk and shown in MLflow; a secret must be in neither."""
+    for name in _ENV.findall(text):
+        if SECRET_WORDS & set(name.upper().split("_")):
+            raise UserError(
+                f"{'.'.join(path)} would write the secret ${name} into the job's files",
+                where=tree.mark(path).where,
+                hint=f"read {name} from the environment in the script",
+            )
 
 
 def _texts(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:

@@ -120,6 +120,12 @@ def test_works_from_inside_and_from_outside(run: Run, project: Path, monkeypatch
         (["launch", "demo", "train", "--cloud", "local"], 3, "no artifact 'demo-data'"),
         (["launch", "demo", "train", "--cloud", "local", "--resume", "x", "run.data=."], 2, "no run 'x'"),
         (["launch", "demo", "all", "--cloud", "local", "train.steps=3"], 2, "unknown key 'steps'"),
+        (["launch", "demo", "train", "--cloud", "local", "+x=${art:dta}"], 2, "did you mean 'data'"),
+        (
+            ["launch", "demo", "train", "--cloud", "local", "+x=${oc.env:HF_TOKEN}"],
+            2,
+            "would write the secret",
+        ),
         (["launch", "demo", "all", "--cloud", "local", "steps=3"], 2, "does not say for which stage"),
         (["launch", "demo", "all", "--cloud", "local", "--from", "trin"], 2, "did you mean 'train'"),
         (["launch", "demo", "all", "--cloud", "local", "--from", "train", "--to", "prep"], 2, "comes after"),
