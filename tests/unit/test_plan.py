@@ -1,0 +1,213 @@
+"""Plans: which stages, in which order, from which versions, and when two launches are the same run."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from launcher import inputs, plan, project, provenance, runs, runspec
+from launcher.artifacts import registry
+from launcher.artifacts.store import open_store
+from launcher.errors import Refused, UserError
+
+ROOT = Path(__file__).parents[2]
+HEAD = '# /// script\n# [tool.runspec]\n# name = "{name}"\n# [tool.runspec.resources]\n# gpus_per_node = 0\n'
+
+
+def add_stage(root: Path, name: str, output: str | None = None, more: str = "", **inputs_: str) -> Path:
+    folder = root / "recipes" / name
+    (folder / "config").mkdir(parents=True)
+    (folder / "config" / "default.yaml").write_text("a: 1\nsource: none\n")
+    text = HEAD.format(name=name) + more
+    if inputs_:
+        text += "# [tool.nemo_sky.inputs]\n" + "".join(f'# {k} = "{v}"\n' for k, v in inputs_.items())
+    if output:
+        text += f'# [tool.nemo_sky.output]\n# name = "{output}"\n# type = "eval-report"\n'
+    script = folder / "script.py"
+    script.write_text(text + "# ///\n")
+    return script
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> project.Project:
+    for name in ("NEMO_SKY_ARTIFACTS", "NEMO_SKY_TRACKING", "AWS_ENDPOINT_URL"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "nemo-sky.yaml").write_text("")
+    (tmp_path / "clusters").symlink_to(ROOT / "clusters")
+    return project.read(tmp_path)
+
+
+def chain(root: Path) -> None:
+    """A family whose order by name is not its order by need."""
+    add_stage(root, "f/a-eval", "f-report", model="art://f-tuned", data="art://f-data")
+    add_stage(root, "f/b-tune", "f-tuned", model="art://f-model:latest")
+    add_stage(root, "f/c-train", "f-model", data="art://f-data")
+    add_stage(root, "f/d-prep", "f-data")
+
+
+def ask(stage: str = "all", **changes: object) -> plan.Request:
+    return replace(plan.Request("f", stage), **changes)  # type: ignore[arg-type]
+
+
+def planned(place: project.Project, request: plan.Request) -> list[plan.Plan]:
+    return plan.plans(request, place, plan.select(request, place))
+
+
+def publish(place: project.Project, name: str, text: str) -> registry.Manifest:
+    folder = place.root / "made"
+    folder.mkdir(exist_ok=True)
+    (folder / "file").write_text(text)
+    store = open_store(place.artifacts)
+    return registry.import_path(store, folder, name=name, type="eval-report", metadata={"scores": {}})
+
+
+def test_stages_run_in_the_order_of_their_needs(place: project.Project) -> None:
+    chain(place.root)
+    stages = [spec.stage for spec in plan.select(ask(), place)]
+    assert stages == ["d-prep", "c-train", "b-tune", "a-eval"]
+    part = plan.select(ask(first="c-train", last="b-tune"), place)
+    assert [spec.stage for spec in part] == ["c-train", "b-tune"]
+
+
+def test_a_circle_of_stages_is_named(place: project.Project) -> None:
+    add_stage(place.root, "f/x", "f-x", y="art://f-y")
+    add_stage(place.root, "f/y", "f-y", x="art://f-x")
+    with pytest.raises(UserError, match="f/x -> f/y -> f/x"):
+        plan.select(ask(), place)
+
+
+def test_what_an_earlier_stage_makes_need_not_exist_yet(place: project.Project) -> None:
+    chain(place.root)
+    assert plan.awaited(planned(place, ask())) == [[], ["data"], ["model"], ["model", "data"]]
+    assert plan.awaited(planned(place, ask(first="b-tune"))) == [[], ["model"]]
+
+
+def test_inputs_are_pinned_to_what_this_launch_made_before_what_is_latest(place: project.Project) -> None:
+    chain(place.root)
+    mine, other = publish(place, "f-data", "mine"), publish(place, "f-data", "other")
+    (draft,) = planned(place, ask("c-train"))
+    store = open_store(place.artifacts)
+    newest = plan.pin(draft, ask("c-train"), place, store, {})
+    assert newest.job["inputs"] == {"data": {"ref": other.uri}}
+    before = plan.pin(draft, ask("c-train"), place, store, {"f-data": mine})
+    assert before.job["inputs"] == {"data": {"ref": mine.uri}}
+    exact = ask("c-train", overrides=(f"run.data={other.uri}",))
+    (draft,) = planned(place, exact)
+    assert plan.pin(draft, exact, place, store, {"f-data": mine}).job["inputs"] == {"data": {"ref": other.uri}}
+
+
+def test_an_absent_input_is_refused_with_the_nearest(place: project.Project) -> None:
+    chain(place.root)
+    publish(place, "f-datta", "x")
+    (draft,) = planned(place, ask("c-train"))
+    with pytest.raises(Refused, match="did you mean 'f-datta'"):
+        plan.pin(draft, ask("c-train"), place, open_store(place.artifacts), {})
+
+
+def test_a_folder_may_stand_in_for_an_artifact(place: project.Project) -> None:
+    chain(place.root)
+    (place.root / "mine").mkdir()
+    (draft,) = planned(place, ask("c-train", overrides=("run.data=./mine",)))
+    assert draft.job["inputs"] == {"data": {"path": str(place.root / "mine")}}
+    assert draft.fingerprint, "nothing is left to pin"
+
+
+def test_overrides_of_all_belong_to_the_longest_stage_that_fits(place: project.Project) -> None:
+    add_stage(place.root, "f/a")
+    add_stage(place.root, "f/a/b")
+    drafts = planned(place, ask(overrides=("a.a=2", "+a/b.new=3", "~a/b.a")))
+    values = {draft.spec.stage: draft.values for draft in drafts}
+    assert values["a"]["a"] == 2
+    assert values["a/b"] == {"source": "none", "new": 3}
+
+
+def fingerprint(place: project.Project, stage: str, **changes: object) -> str:
+    (draft,) = planned(place, ask(stage, **changes))
+    assert draft.fingerprint
+    return draft.fingerprint
+
+
+def test_a_fingerprint_changes_with_what_decides_the_output_and_with_nothing_else(
+    place: project.Project,
+) -> None:
+    script = add_stage(place.root, "f/x")
+    other = add_stage(place.root, "f/y")
+    shared = place.root / "recipes" / "f" / "shared.py"
+    shared.write_text("x = 1\n")
+    first = fingerprint(place, "x")
+    other.write_text(other.read_text() + "# changed\n")
+    (place.root / "notes.txt").write_text("changed")
+    assert fingerprint(place, "x") == first
+    assert fingerprint(place, "x", nodes=2, command="typed otherwise") == first
+    assert fingerprint(place, "x", overrides=("a=1",)) == first, "the same value, said twice"
+    changed = {first, fingerprint(place, "x", overrides=("a=2",)), fingerprint(place, "x", script_args=("b",))}
+    shared.write_text("x = 2\n")
+    changed.add(fingerprint(place, "x"))
+    script.write_text(script.read_text() + "# changed\n")
+    changed.add(fingerprint(place, "x"))
+    assert len(changed) == 5
+
+
+def test_a_source_folder_counts_by_its_content(place: project.Project) -> None:
+    add_stage(place.root, "f/x", more='# [tool.nemo_sky]\n# sources = ["source"]\n')
+    folder = place.root / "texts"
+    folder.mkdir()
+    (folder / "a.txt").write_text("one")
+    before = fingerprint(place, "x", overrides=("source=texts",))
+    assert fingerprint(place, "x", overrides=("source=texts",)) == before
+    (folder / "b.txt").write_text("two")
+    assert fingerprint(place, "x", overrides=("source=texts",)) != before
+
+
+def test_a_broken_recipe_is_refused_by_its_line(place: project.Project) -> None:
+    script = add_stage(place.root, "f/x")
+    script.write_text(script.read_text().replace("gpus_per_node = 0", "gpus_per_nod = 0"))
+    with pytest.raises(UserError, match="gpus_per_node") as caught:
+        planned(place, ask("x"))
+    assert caught.value.where == "recipes/f/x/script.py:5"
+
+
+def test_commit_knows_the_tree(tmp_path: Path) -> None:
+    assert provenance.commit_of(tmp_path) == provenance.Commit(None, False, b"")
+    here = provenance.commit_of(ROOT)
+    assert here.sha is None or len(here.sha) == 40
+
+
+record = runs.Run("r", "f", "x", "default", "0" * 64, "local", "local", 1, "2026-01-01", "c", None, "a", "t")
+
+
+def test_runs_are_found_by_the_beginning_of_their_id(tmp_path: Path) -> None:
+    for run_id in ("f-x-1a", "f-x-1b", "f-y-2"):
+        runs.save(tmp_path, replace(record, run_id=run_id))
+    assert runs.load(tmp_path, "f-y").run_id == "f-y-2"
+    with pytest.raises(UserError, match="any of 2 runs"):
+        runs.load(tmp_path, "f-x")
+    with pytest.raises(UserError, match="did you mean 'f-x-1a'"):
+        runs.load(tmp_path, "x-x-1a")
+
+
+def test_half_a_record_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "run.json").write_text('{"run_id": "br')
+    runs.save(tmp_path, record)
+    assert [run.run_id for run in runs.every(tmp_path)] == ["r"]
+    assert not [name for name in os.listdir(tmp_path / "r") if name.endswith(".tmp")]
+
+
+@given(family=st.from_regex(r"[a-z0-9]{1,8}", fullmatch=True), stage=st.sampled_from(["a", "data/prep/b"]))
+def test_run_ids_are_unique_and_plain(family: str, stage: str) -> None:
+    made = {runs.new_id(family, stage) for _ in range(20)}
+    assert len(made) == 20
+    assert not set("".join(made)) - set("abcdefghijklmnopqrstuvwxyz0123456789-")
+
+
+def test_input_names_are_told_from_paths() -> None:
+    assert inputs.artifact_name("art://x:v3") == "x"
+    assert inputs.artifact_name("x:latest") == "x"
+    assert inputs.artifact_name("./x") is None
+    assert runspec.FIELDS
