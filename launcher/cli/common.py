@@ -16,6 +16,24 @@ from launcher.errors import UserError
 if TYPE_CHECKING:
     from launcher.project import Project
 
+
+
+def complete_stage(incomplete: str) -> list[str]:
+    """Stages for the shell's completion, as FAMILY/STAGE, with `all` for each family."""
+    from launcher import project, runspec
+
+    specs, _ = runspec.discover(project.find().recipes)
+    names = {spec.name for spec in specs} | {f"{spec.family}/all" for spec in specs}
+    return sorted(name for name in names if name.startswith(incomplete))
+
+
+def complete_cluster(incomplete: str) -> list[str]:
+    """Profiles for the shell's completion."""
+    from launcher import clusters, project
+
+    return [name for name in clusters.names(project.find().clusters) if name.startswith(incomplete)]
+
+
 ProjectOption = Annotated[
     Path | None,
     typer.Option("--project", metavar="DIR", help="The project's folder; default: found from here upwards."),
@@ -24,7 +42,10 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for program
 CloudOption = Annotated[
     str | None,
     typer.Option(
-        "--cloud", metavar="NAME", help="Where to run: a profile of clusters/, such as local or aws."
+        "--cloud",
+        metavar="NAME",
+        help="Where to run: a profile of clusters/, such as local or aws.",
+        autocompletion=complete_cluster,
     ),
 ]
 ClusterOption = Annotated[
@@ -45,6 +66,7 @@ StageArgument = Annotated[
         help="FAMILY STAGE or FAMILY/STAGE, then changes to its config: key=value, +key=value to add a "
         "key, ~key to remove one.",
         show_default=False,
+        autocompletion=complete_stage,
     ),
 ]
 

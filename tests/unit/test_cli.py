@@ -238,6 +238,27 @@ def test_lists_are_json_for_programs(run: Run) -> None:
     assert json.loads(run("version", "--json").out)["nemo-sky"]
 
 
+@pytest.mark.parametrize(
+    ("line", "wanted"),
+    [
+        ("nemo-sky launch demo/", {"demo/all", "demo/prep", "demo/train"}),
+        ("nemo-sky launch x y --cloud l", {"lambda", "local"}),
+    ],
+)
+def test_the_shell_completes_stages_and_clouds(project: Path, line: str, wanted: set[str]) -> None:
+    # What the script that `--install-completion` installs asks for; see click's documentation.
+    env = {
+        **os.environ,
+        "_NEMO_SKY_COMPLETE": "complete_bash",
+        "COMP_WORDS": line,
+        "COMP_CWORD": str(line.count(" ")),
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "launcher.cli.main"], capture_output=True, text=True, env=env
+    )
+    assert set(done.stdout.split()) == wanted, done
+
+
 def test_a_closed_pipe_is_no_error(project: Path) -> None:
     command = f"{sys.executable} -m launcher.cli.main recipes list | true"
     done = subprocess.run(
