@@ -38,11 +38,13 @@ def show(project: Project, run_id: str) -> dict[str, Any]:
 
     Raises UserError when there is no such run.
     """
+    from launcher.lineage import sync as sync_library
+
     run = runs.load(project.runs, run_id)
     folder = runs.directory(project.runs, run.run_id)
     state = backends.get(run.backend).status(folder)
     store = _store(run, project)
-    attempts = [attempt_facts(events) for events in journals(store, run.run_id).values()]
+    attempts = [attempt_facts(events) for events in sync_library.attempts(store, run.run_id)]
     metrics: dict[str, float] = {}
     for attempt in attempts:
         metrics.update(attempt.pop("metrics"))
@@ -104,25 +106,11 @@ def attempt_facts(events: list[dict[str, Any]]) -> dict[str, Any]:
     return facts
 
 
-def journals(store: Store, run_id: str) -> dict[int, list[dict[str, Any]]]:
-    """The events of each attempt, by attempt number."""
-    from launcher.lineage import journal
-
-    folder = f"runs/{run_id}/journal"
-    result = {}
-    for name in store.children(folder):
-        number = name.removesuffix(".jsonl")
-        data = store.get_bytes(f"{folder}/{name}")
-        if number.isdigit() and data is not None:
-            result[int(number)] = journal.read(data)
-    return dict(sorted(result.items()))
-
-
 def sync(project: Project, run: runs.Run) -> None:
     """Replay the run's journals into MLflow; what is there already is not written twice."""
-    from launcher.lineage import sync as lineage_sync
+    from launcher.lineage import sync as sync_library
 
-    lineage_sync.sync_run(_store(run, project), run.tracking, run.run_id)
+    sync_library.sync_run(_store(run, project), run.tracking, run.run_id)
 
 
 def _store(run: runs.Run, project: Project) -> Store:
