@@ -1,7 +1,12 @@
-"""Real services on loopback that several tests share: an S3 server."""
+"""Real services that several tests share: an S3 server on loopback, MLflow's database."""
 
 from __future__ import annotations
 
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
 import threading
 import uuid
 from collections.abc import Iterator
@@ -54,6 +59,43 @@ def s3_server() -> Iterator[S3Server]:
     yield S3Server(endpoint, BUCKET)
     server.stop()
     patch.undo()
+
+
+@dataclass(frozen=True)
+class MlflowTemplate:
+    """An empty, migrated MLflow database, to be copied, and what was printed while it was made."""
+
+    file: Path
+    printed: str
+
+
+@pytest.fixture(scope="session")
+def mlflow_template(tmp_path_factory: pytest.TempPathFactory) -> MlflowTemplate:
+    """Made once for all test processes: it takes MLflow seconds."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    file, printed = shared / "mlflow-template.db", shared / "mlflow-printed.txt"
+    program = (
+        "import sys; from launcher.lineage.mlflow_client import connected\n"
+        "with connected(sys.argv[1]) as client: client.search_experiments()"
+    )
+    with open(shared / "mlflow-template.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not file.exists():
+            building = shared / "mlflow-building.db"
+            command = [sys.executable, "-c", program, f"sqlite:///{building}"]
+            with printed.open("w") as output:
+                subprocess.run(command, check=True, stdout=output, stderr=output, cwd=shared)
+            building.rename(file)
+    return MlflowTemplate(file, printed.read_text())
+
+
+@pytest.fixture(scope="module")
+def tracking(mlflow_template: MlflowTemplate, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The URI of an MLflow database that the tests of a module share."""
+    file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    shutil.copy(mlflow_template.file, file)
+    return f"sqlite:///{file}"
 
 
 @pytest.fixture(params=["file", "s3"])
