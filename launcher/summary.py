@@ -80,19 +80,23 @@ def show(outcomes: Sequence[Outcome], project: Project, store: Store) -> None:
     print(f"MLflow   mlflow ui --backend-store-uri {project.tracking}   then http://127.0.0.1:5000")
 
 
+# The numbers that a person looks at first, in this order, whatever the type of the artifact.
+HEADLINES = ("total_tokens", "unigram_entropy", "total_sequences", "step", "final_loss", "valid_loss")
+HEADLINES_SHOWN = 4
+
+
 def _headline(output: Manifest | None) -> str:
-    """The numbers of an artifact's metadata that a person looks at first."""
     if output is None:
         return ""
-    flat = {**output.metadata, **dict(output.metadata.get("extra") or {})}
-    shown = [f"{key} {_number(value)}" for key, value in flat.items() if isinstance(value, (int, float))]
-    return ", ".join(shown[:5])
+    extra = output.metadata.get("extra") or {}
+    facts_of = {**extra, **output.metadata, **(output.metadata.get("scores") or {})}
+    scores = tuple(output.metadata.get("scores") or ())
+    shown = [key for key in (*scores, *HEADLINES) if isinstance(facts_of.get(key), (int, float))]
+    return ", ".join(f"{key} {_number(facts_of[key])}" for key in shown[:HEADLINES_SHOWN])
 
 
 def _number(value: float) -> str:
-    if isinstance(value, int):
-        return f"{value:,}"
-    return f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
 def print_tree(node: Node) -> None:

@@ -82,14 +82,16 @@ def show(
         print_json(jsonlib.loads(manifest.to_json()) | {"uri": manifest.uri})
         return
     place = summary.open_store(found).uri(manifest.base)
-    rows = [("type", manifest.type), ("created", manifest.created_at), ("stored at", place)]
-    rows += [
+    rows: list[tuple[str, object]] = [
+        ("type", manifest.type),
+        ("created (UTC)", manifest.created_at),
+        ("stored at", place),
         ("size", f"{human_bytes(manifest.bytes)} in {len(manifest.files)} files"),
         ("digest", manifest.digest),
+        *((f"input {name}", value) for name, value in manifest.inputs.items()),
+        *manifest.metadata.items(),
+        *((f"made by: {key}", value) for key, value in manifest.producer.items()),
     ]
-    rows += [(f"input {name}", value) for name, value in manifest.inputs.items()]
-    rows += [(key, str(value)) for key, value in manifest.metadata.items()]
-    rows += [(f"made by: {key}", str(value)) for key, value in manifest.producer.items()]
     print(manifest.uri)
     print_table(("field", "value"), rows, empty="")
 

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from launcher.project import Project
 
 
-
 def complete_stage(incomplete: str) -> list[str]:
     """Stages for the shell's completion, as FAMILY/STAGE, with `all` for each family."""
     from launcher import project, runspec
@@ -142,12 +141,21 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], empty:
 
     table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
     for row in rows:
-        table.add_row(*(Text(str(cell)) for cell in row))
+        table.add_row(*(Text(human(cell)) for cell in row))
     if table.row_count == 0:
         print(empty)
         return
     # Piped output is not a terminal of 80 columns: nothing is cut there.
     Console(width=None if sys.stdout.isatty() else 1000, highlight=False).print(table)
+
+
+def human(value: object) -> str:
+    """A value in a table: floats to five digits, tables and lists as JSON, None as a dash."""
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.5g}"
+    return json.dumps(value, default=str) if isinstance(value, (dict, list)) else str(value)
 
 
 def say(line: str) -> None:
