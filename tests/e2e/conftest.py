@@ -51,7 +51,9 @@ class Project:
             text=True,
             timeout=timeout,
         )
-        assert done.returncode == code, f"exit {done.returncode}\n{done.stdout[-6000:]}\n{done.stderr[-3000:]}"
+        assert done.returncode == code, (
+            f"exit {done.returncode}\n{done.stdout[-6000:]}\n{done.stderr[-3000:]}"
+        )
         assert "Traceback" not in done.stderr
         return done
 

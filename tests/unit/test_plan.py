@@ -117,6 +117,13 @@ def test_a_folder_may_stand_in_for_an_artifact(place: project.Project) -> None:
     assert draft.fingerprint, "nothing is left to pin"
 
 
+def test_a_config_may_do_without_an_input(place: project.Project) -> None:
+    chain(place.root)
+    (draft,) = planned(place, ask("c-train", overrides=("run.data=null",)))
+    assert draft.inputs == {}
+    assert draft.fingerprint
+
+
 def test_overrides_of_all_belong_to_the_longest_stage_that_fits(place: project.Project) -> None:
     add_stage(place.root, "f/a")
     add_stage(place.root, "f/a/b")

@@ -1,0 +1,94 @@
+"""A real HTTP S3 on loopback, and a proxy before it that can hold a request back."""
+
+from __future__ import annotations
+
+import http.client
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+FAKE_CREDENTIALS = {
+    "AWS_ACCESS_KEY_ID": "fake",
+    "AWS_SECRET_ACCESS_KEY": "fake",
+    "AWS_DEFAULT_REGION": "us-east-1",
+}
+
+
+class Gate:
+    """Holds back every PUT of a key that contains ``word``, from the first on, and says that it came."""
+
+    def __init__(self) -> None:
+        self.word: str | None = None
+        self.reached = threading.Event()
+        self.opened = threading.Event()
+
+    def pass_through(self, method: str, path: str) -> bool:
+        """False when the request was held back and is to be dropped."""
+        if method != "PUT" or self.word is None or self.word not in path:
+            return True
+        self.reached.set()
+        self.opened.wait()
+        return False
+
+
+@contextmanager
+def serve(bucket: str) -> Iterator[tuple[str, Gate]]:
+    """Moto's server with one bucket, behind a proxy: the proxy's address and its gate."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    moto = ThreadedMotoServer("127.0.0.1", 0)
+    moto.start()
+    host, port = moto.get_host_and_port()
+    gate = Gate()
+
+    class Proxy(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def forward(self) -> None:
+            body = self._body()
+            if not gate.pass_through(self.command, self.path):
+                self.close_connection = True
+                return
+            upstream = http.client.HTTPConnection(host, port, timeout=60)
+            kept = {k: v for k, v in self.headers.items() if k.lower() not in ("transfer-encoding", "expect")}
+            upstream.request(self.command, self.path, body, kept)
+            answer = upstream.getresponse()
+            data = answer.read()
+            self.send_response(answer.status)
+            for key, value in answer.getheaders():
+                if key.lower() not in ("transfer-encoding", "content-length", "connection", "server", "date"):
+                    self.send_header(key, value)
+            length = answer.getheader("Content-Length") if self.command == "HEAD" else str(len(data))
+            self.send_header("Content-Length", length or "0")
+            self.end_headers()
+            self.wfile.write(data)
+            upstream.close()
+
+        do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = forward  # noqa: N815 - http.server's own names
+
+        def _body(self) -> bytes:
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Say nothing: the requests are not what the test is about."""
+
+    proxy = ThreadingHTTPServer(("127.0.0.1", 0), Proxy)
+    proxy.daemon_threads = True
+    threading.Thread(target=proxy.serve_forever, daemon=True).start()
+    client = boto3.client(
+        "s3",
+        endpoint_url=f"http://{host}:{port}",
+        aws_access_key_id="fake",
+        aws_secret_access_key="fake",
+        region_name="us-east-1",
+    )
+    client.create_bucket(Bucket=bucket)
+    try:
+        yield f"http://127.0.0.1:{proxy.server_address[1]}", gate
+    finally:
+        gate.opened.set()
+        proxy.shutdown()
+        proxy.server_close()
+        moto.stop()

@@ -1,0 +1,159 @@
+"""Kill -9 at the worst moments: training goes on from the newest committed checkpoint, to the same loss."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.conftest import Project, make_project
+from tests.e2e.s3 import FAKE_CREDENTIALS, serve
+
+# Long enough to be killed in the middle, short enough for a test: ten checkpoints in about 15 seconds.
+LONG = ("tiny", "pretrain", "-c", "smoke", "--cloud", "local", "train.steps=200", "train.save_interval=20")
+LONG += ("train.eval_interval=200",)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project with the small text prepared."""
+    project = make_project(tmp_path_factory.mktemp("resume") / "project")
+    project.run("launch", "tiny", "data/prep/pretrain", "-c", "smoke", "--cloud", "local")
+    return project
+
+
+@pytest.fixture(scope="module")
+def whole(prepared: Project) -> dict[str, Any]:
+    """The run that nothing interrupted."""
+    return last_model(prepared, prepared.run("launch", *LONG, "--json"))
+
+
+def last_model(project: Project, done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    (outcome,) = json.loads(done.stdout)
+    assert outcome["status"] == "made"
+    metadata: dict[str, Any] = outcome["metadata"]
+    return metadata
+
+
+def processes_of(project: Project) -> list[int]:
+    """Every live process that was started for a run of this project: agents, torchrun, ranks, supervisors."""
+    runs = str(project.root / ".nemo-sky" / "runs").encode()
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            about = (entry / "environ").read_bytes() + (entry / "cmdline").read_bytes()
+            state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            continue
+        if runs in about and state not in "ZX":
+            found.append(int(entry.name))
+    return found
+
+
+def kill_all(project: Project, launcher: subprocess.Popen[str]) -> None:
+    """SIGKILL everything at once, as a power cut would."""
+    launcher.send_signal(signal.SIGKILL)
+    while pids := processes_of(project):
+        for pid in pids:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+    launcher.wait()
+
+
+def lines_until(launcher: subprocess.Popen[str], word: str) -> list[str]:
+    """Read the launch's output up to the line that holds ``word``."""
+    assert launcher.stdout
+    seen = []
+    for line in launcher.stdout:
+        seen.append(line)
+        if word in line:
+            return seen
+    raise AssertionError(
+        f"ended before {word!r}:\n{''.join(seen)}\n{launcher.stderr and launcher.stderr.read()}"
+    )
+
+
+def story(project: Project) -> dict[str, Any]:
+    newest = json.loads(project.run("runs", "list", "--json").stdout)[0]
+    shown: dict[str, Any] = json.loads(project.run("runs", "show", newest["run_id"], "--json").stdout)
+    return shown
+
+
+def test_killed_in_the_middle_of_training(prepared: Project, whole: dict[str, Any]) -> None:
+    launcher = prepared.start("launch", *LONG, "--force")
+    lines_until(launcher, "committed step 40")
+    kill_all(prepared, launcher)
+    killed = story(prepared)
+    assert killed["status"] == "LOST"
+
+    done = prepared.run("launch", *LONG, "--resume", killed["run_id"], "--json")
+    resumed = last_model(prepared, done)
+    after = story(prepared)
+    assert after["run_id"] == killed["run_id"]
+    assert [attempt["attempt"] for attempt in after["attempt_list"]] == [1, 2]
+    assert after["attempt_list"][1]["restored_from"] >= 40
+    assert resumed["final_loss"] == pytest.approx(whole["final_loss"], abs=1e-4)
+    assert resumed["valid_loss"] == pytest.approx(whole["valid_loss"], abs=1e-4)
+
+
+def test_the_same_command_resumes_by_itself_at_another_parallelism(
+    prepared: Project, whole: dict[str, Any]
+) -> None:
+    """Ctrl-C, then the very same command; the run's own fingerprint finds it."""
+    command = (*LONG, "train.seed=77")
+    launcher = prepared.start("launch", *command)
+    lines_until(launcher, "committed step 20")
+    os.kill(launcher.pid, signal.SIGINT)
+    assert launcher.wait(timeout=120) == 130
+    assert processes_of(prepared) == [], "Ctrl-C leaves nothing running"
+    stopped = story(prepared)
+    assert stopped["status"] == "CANCELLED"
+
+    done = prepared.run("launch", *command, "--json")
+    assert f"resuming {stopped['run_id']}" in done.stderr
+    assert last_model(prepared, done)["step"] == 200
+
+
+@pytest.fixture
+def on_s3(tmp_path: Path) -> Iterator[tuple[Project, Any]]:
+    with serve("fake-bucket") as (endpoint, gate):
+        env = {
+            "AWS_ENDPOINT_URL": endpoint,
+            "NEMO_SKY_ARTIFACTS": "s3://fake-bucket/team",
+            **FAKE_CREDENTIALS,
+        }
+        yield make_project(tmp_path / "project", **env), gate
+
+
+@pytest.mark.parametrize("held", ["iter_0000020/.nemo-sky/manifest.json", "iter_0000020/common.pt"])
+def test_killed_during_the_upload_of_a_checkpoint(on_s3: tuple[Project, Any], held: str) -> None:
+    """S3 has some or all files of step 20 but not its manifest: step 20 was never there."""
+    project, gate = on_s3
+    words = ("tiny", "pretrain", "-c", "smoke", "--cloud", "local", "data=null", "run.data=null")
+    whole_run = last_model(project, project.run("launch", *words, "--json"))
+
+    gate.word = held
+    launcher = project.start("launch", *words, "--force")
+    assert gate.reached.wait(timeout=120)
+    kill_all(project, launcher)
+    gate.word = None
+    gate.opened.set()
+
+    killed = story(project)
+    done = project.run("launch", *words, "--resume", killed["run_id"], "--json")
+    resumed = last_model(project, done)
+    after = story(project)
+    assert after["attempt_list"][1]["restored_from"] == 10, "the half-uploaded step 20 is not used"
+    assert resumed["final_loss"] == pytest.approx(whole_run["final_loss"], abs=1e-4)
+    listed = json.loads(project.run("artifacts", "list", "--json").stdout)
+    assert [item["version"] for item in listed if item["name"] == "tiny-pretrain-model"] == [1, 2]
