@@ -16,8 +16,8 @@ from tests.e2e.conftest import Project, make_project
 from tests.e2e.s3 import FAKE_CREDENTIALS, serve
 
 # Long enough to be killed in the middle, short enough for a test: ten checkpoints in about 15 seconds.
-LONG = ("tiny", "pretrain", "-c", "smoke", "--cloud", "local", "train.steps=200", "train.save_interval=20")
-LONG += ("train.eval_interval=200",)
+LONG = ["tiny", "pretrain", "-c", "smoke", "--cloud", "local", "train.steps=200", "train.save_interval=20"]
+LONG += ["train.eval_interval=200"]
 
 
 @pytest.fixture(scope="module")

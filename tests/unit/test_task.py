@@ -181,8 +181,8 @@ def test_spot_needs_both_the_profile_and_the_recipe(tmp_path: Path) -> None:
     path = tmp_path / "p.yaml"
     path.write_text("spot: true\n")
     profile = clusters.load(str(path), tmp_path)
-    given = {"script": "s", "job_dir": "j", "artifacts": "a"}
-    assert task.build(spec_of(tmp_path), profile, **given)["resources"]["use_spot"] is True
+    where: Any = {"script": "s", "job_dir": "j", "artifacts": "a"}
+    assert task.build(spec_of(tmp_path), profile, **where)["resources"]["use_spot"] is True
     script = tmp_path / "train.py"
     script.write_text(script.read_text().replace("# procs_per_node", "# spot = false\n# procs_per_node"))
-    assert "use_spot" not in task.build(runspec.parse(script), profile, **given)["resources"]
+    assert "use_spot" not in task.build(runspec.parse(script), profile, **where)["resources"]
