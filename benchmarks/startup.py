@@ -18,7 +18,7 @@ from pathlib import Path
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).parents[1]
 PEER = "sky --help"
-COMMANDS = {
+COMMANDS: dict[str, list[Path | str]] = {
     PEER: [BIN / "sky", "--help"],
     "nemo-sky --help": [BIN / "nemo-sky", "--help"],
     "nemo-sky launch --help": [BIN / "nemo-sky", "launch", "--help"],
