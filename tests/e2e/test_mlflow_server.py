@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import socket
 import subprocess
 import sys
 import time
@@ -20,15 +21,16 @@ from launcher.artifacts.uri import ArtifactRef
 from launcher.lineage import mlflow_view
 from launcher.lineage.mlflow_client import connected
 
-PORT = 5187
 START = 1_700_000_000.0
 
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[str]:
     """The URI of an MLflow server on loopback with a database of its own."""
-    uri = f"http://127.0.0.1:{PORT}"
-    command = [sys.executable, "-m", "mlflow", "server", "--port", str(PORT), "--workers", "1"]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    uri = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", f"sqlite:///{tmp_path / 'mlflow.db'}"]
     with (tmp_path / "server.log").open("w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, cwd=tmp_path)
@@ -67,7 +69,7 @@ def test_a_run_and_its_artifacts_on_a_server(server: str, tmp_path: Path) -> Non
     points = [
         {"key": key, "value": value, "step": 1} for key, value in (("nan", math.nan), ("inf", math.inf))
     ]
-    events = [
+    events: list[dict[str, Any]] = [
         {
             "type": "attempt_started",
             "attempt": 1,
