@@ -127,11 +127,9 @@ def test_the_same_command_resumes_by_itself_at_another_parallelism(
 @pytest.fixture
 def on_s3(tmp_path: Path) -> Iterator[tuple[Project, Any]]:
     with serve("fake-bucket") as (endpoint, gate):
-        env = {
-            "AWS_ENDPOINT_URL": endpoint,
-            "NEMO_SKY_ARTIFACTS": "s3://fake-bucket/team",
-            **FAKE_CREDENTIALS,
-        }
+        # Moto keeps one world per process: the prefix keeps one test's artifacts from the next one's.
+        store = f"s3://fake-bucket/{tmp_path.name}"
+        env = {"AWS_ENDPOINT_URL": endpoint, "NEMO_SKY_ARTIFACTS": store, **FAKE_CREDENTIALS}
         yield make_project(tmp_path / "project", **env), gate
 
 
