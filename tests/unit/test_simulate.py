@@ -27,7 +27,7 @@ FIXTURE = Path(__file__).parents[1] / "fixtures" / "spot-windows"
 def brute(up: Any, price: Any, work: int, deadline: int, restart: int, on_demand: float) -> float:
     """The least cost by trying every sequence of choices."""
 
-    @functools.lru_cache(maxsize=None)
+    @functools.cache
     def best(t: int, current: int, overhead: int, left: int) -> float:
         if left == 0:
             return 0.0
@@ -43,11 +43,11 @@ def brute(up: Any, price: Any, work: int, deadline: int, restart: int, on_demand
             pending = overhead if choice == current else restart
             paid = on_demand if choice == ON_DEMAND else price[choice][t]
             costs.append(
-                paid + (best(t + 1, choice, pending - 1, left) if pending else best(t + 1, choice, 0, left - 1))
+                paid
+                + (best(t + 1, choice, pending - 1, left) if pending else best(t + 1, choice, 0, left - 1))
             )
         return min(costs)
 
-    # A stay in a zone that goes down ends: its choice is not open at that tick, so it cannot be continued.
     return best(0, IDLE, 0, work)
 
 
@@ -73,9 +73,7 @@ def window(*zones: str, price: float = 1.0) -> Market:
 
 def test_a_stay_pays_its_restart_and_a_preemption_ends_it() -> None:
     market = window("1101111111")
-    job = simulate.setting(
-        market, work=4 * 3600, deadline=36000, restart=3600, on_demand=3.0, budget=None
-    )
+    job = simulate.setting(market, work=4 * 3600, deadline=36000, restart=3600, on_demand=3.0, budget=None)
     got = simulate.replay(market.windows[0], market.zones, job, BASELINES["failover"])
     # Two ticks (one works), a gap, then one of restart and three of work: six ticks paid.
     assert got.choices == (0, 0, IDLE, 0, 0, 0, 0)
@@ -84,9 +82,7 @@ def test_a_stay_pays_its_restart_and_a_preemption_ends_it() -> None:
 
 def test_sticky_never_leaves_on_demand_and_greedy_has_its_net() -> None:
     market = window("0011111111")
-    job = simulate.setting(
-        market, work=4 * 3600, deadline=36000, restart=3600, on_demand=3.0, budget=None
-    )
+    job = simulate.setting(market, work=4 * 3600, deadline=36000, restart=3600, on_demand=3.0, budget=None)
     sticky = simulate.replay(market.windows[0], market.zones, job, BASELINES["sticky"])
     assert set(sticky.choices) == {ON_DEMAND}
     dead = window("0000000000")
@@ -181,10 +177,12 @@ def test_the_command_writes_a_trace_that_prices_itself(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "trace.json"
-    main(
+    with pytest.raises(SystemExit) as stop:
+        main(
         ["simulate", "--windows", str(FIXTURE), "--policy", "nemo-sky", "--zone", "us-east-2a_v100_1",
          "--trace", str(out), "--plot", str(tmp_path / "costs.svg"), "--json"]
     )  # fmt: skip
+    assert stop.value.code == 0
     rows = json.loads(capsys.readouterr().out)["results"]
     assert [row["policy"] for row in rows] == ["optimum", "nemo-sky"]
     assert rows[1]["finished"] == 5
@@ -225,4 +223,6 @@ def test_the_command_refuses(words: list[str], said: str, capsys: pytest.Capture
 def test_the_shipped_history_knows_the_recorded_zones() -> None:
     prior = availability.load_prior()
     assert len(prior) == 9
-    assert prior["us-west-2b_v100_1"].paid / prior["us-west-2b_v100_1"].ticks == pytest.approx(0.947, abs=0.01)
+    assert prior["us-west-2b_v100_1"].paid / prior["us-west-2b_v100_1"].ticks == pytest.approx(
+        0.947, abs=0.01
+    )
