@@ -1,6 +1,6 @@
 """The spot policy against other policies and perfect foresight, cross-validated.
 
-    python benchmarks/spot_policy.py windows.json.gz [--only single,nine,pairs,jobs] [--every N] [--json FILE]
+    python benchmarks/spot_policy.py windows.json.gz [--only single,nine] [--every N] [--json|--plot FILE]
 
 Each window is replayed with the history of those windows alone that share no time with it. ``new`` leaves
 the tested zone's own history out too, as if it had never been used. Ratios are sums of cost over sums of
@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from launcher.money import simulate, traces
+from launcher.money import charts, simulate, traces
 from launcher.money.availability import Tally
 from launcher.money.simulate import OURS
 from launcher.money.traces import Market
@@ -103,6 +103,7 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(PARTS), help=f"of {', '.join(PARTS)}")
     parser.add_argument("--every", type=int, default=1, help="use every Nth window")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--plot", type=Path, help="bars of the single zones, as .png or .svg")
     wanted = parser.parse_args()
     market = traces.read(wanted.windows)
     past = simulate.history(market)
@@ -147,6 +148,13 @@ def main() -> None:
             results[f"pair {pair[0]} {pair[1]}"] = show(f"pair {pair[0]} {pair[1]}", one)
             add(total, one)
         results["pairs"] = show("all pairs", total)
+    if wanted.plot:
+        rows = [
+            {"zones": [zone], "policy": name, "of_on_demand": ratio["of_on_demand"]}
+            for zone in market.zones
+            for name, ratio in results[f"single {zone}"].items()
+        ]
+        charts.costs(rows, wanted.plot, f"48 h of work in 60 h, {len(picked)} windows")
     if wanted.json:
         wanted.json.write_text(json.dumps(results, indent=1))
 
