@@ -140,13 +140,13 @@ def test_set_up_runs_once_and_its_failure_is_the_runs(run_dir: Path) -> None:
 
 def test_a_failing_node_stops_the_others_and_is_quoted(run_dir: Path) -> None:
     run = (
-        'if [ "$SKYPILOT_NODE_RANK" = 1 ]; then for i in $(seq 100); do echo line $i; done; exit 3; fi;'
+        'if [ "$SKYPILOT_NODE_RANK" = 1 ]; then for i in $(seq 300); do echo line $i; done; exit 3; fi;'
         'trap "echo saved; exit 75" TERM; sleep 60 & wait'
     )
     state, lines = finish(run_dir, run, num_nodes=3)
     assert (state.status, state.reason) == ("FAILED", "node 1 exited with 3")
     assert state.attempts[-1].exit_codes == (75, 3, 75)
-    assert state.tail == tuple(f"line {i}" for i in range(61, 101))
+    assert state.tail == tuple(f"line {i}" for i in range(181, 301))
     assert {"[node 0] saved", "[node 2] saved"} <= set(lines)
 
 
