@@ -24,6 +24,7 @@ from typing import Any
 from launcher.agent import inputs, output, rendezvous, watch
 from launcher.agent.ends import (
     BAD_OUTPUT,
+    END_RETRY_S,
     INTERRUPTED,
     NO_INPUT,
     NO_STORE,
@@ -170,7 +171,7 @@ def carry_out(order: Order, attempt: Attempt, record: Record, clock: output.Cloc
         if stop.number:
             record.event("interrupted", signal=stop.name)
         try:
-            saved = watcher.finish()
+            saved = watcher.finish(START_RETRY_S if code else END_RETRY_S)
             insist(lambda: attempt.end(code), START_RETRY_S)
         except StoreError as error:
             trouble = error

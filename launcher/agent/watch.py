@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from launcher.agent.ends import END_RETRY_S, NO_STORE, Ended, Once, backoff, insist, say
+from launcher.agent.ends import NO_STORE, Ended, Once, backoff, insist, say
 from launcher.agent.job import Node
 from launcher.agent.rendezvous import Attempt
 from launcher.artifacts import checkpoints
@@ -23,9 +23,10 @@ from launcher.artifacts.store import StoreError
 from launcher.errors import UserError
 
 POLL_S = 0.3
-PARTS_S = 900.0  # for the other nodes' parts, once nothing newer can come
+# The nodes upload at the same time, so the others' parts come soon after our own, or never.
+_PARTS_S = 60.0
+_PARTS_FACTOR = 3.0  # of what our own took
 _STILL_S = 1.0
-_SUPERSEDED_S = 120.0  # for the other nodes' parts, when the trainer has saved a newer one
 _NICE = 10
 
 
@@ -55,14 +56,14 @@ class Watch:
         self._thread = threading.Thread(target=self._watch, name="checkpoints", daemon=True)
         self._thread.start()
 
-    def finish(self) -> int | None:
+    def finish(self, seconds: float) -> int | None:
         """The trainer has ended: commit the newest that it saved, and return its step.
 
-        Raises StoreError when that fails.
+        Raises StoreError when that fails for ``seconds``.
         """
         self._stopping.set()
         self._thread.join()
-        insist(self._look, END_RETRY_S)
+        insist(self._look, seconds)
         return self._newest()
 
     def finish_as_member(self, timeout_s: float, overdue: Callable[[], bool]) -> int | None:
@@ -139,7 +140,8 @@ class Watch:
             )
         finally:
             shutil.rmtree(held, ignore_errors=True)
-        if self._node.rank == 0 and (checkpoint := self._all_parts(step)):
+        if self._node.rank == 0:
+            checkpoint = self._all_parts(step, time.monotonic() - began)
             self._committed(checkpoint, time.monotonic() - began)
             self._prune()
         return True
@@ -151,33 +153,28 @@ class Watch:
         file: while nothing newer is there nothing is removed; otherwise the folder must stand still.
         """
         if self._node.rank == 0:
-            return self._newest() == step
+            named = self._newest() == step
+            if named and not names_in(held):
+                raise UserError(f"{TRACKER} names it, but there is no such folder")
+            return named
         if not self._has_newer(step):
             return True
         time.sleep(_STILL_S)
         return names_in(held) == names_in(self._node.checkpoints / checkpoints.folder_name(step)) != set()
 
-    def _all_parts(self, step: int) -> Checkpoint | None:
-        """The committed checkpoint; None when a newer one came and not all nodes have this one."""
-        began = time.monotonic()
-        facts = {"attempt": self._attempt.number, "nodes": self._node.count}
+    def _all_parts(self, step: int, own_seconds: float) -> Checkpoint:
+        """The checkpoint, committed. Raises StoreError when another node's part does not come."""
+        deadline = time.monotonic() + _PARTS_S + _PARTS_FACTOR * own_seconds
+        attempt, nodes = self._attempt, self._node.count
+        facts = {"attempt": attempt.number, "nodes": nodes}
         while True:
             checkpoint = checkpoints.finish_commit(
-                self._attempt.store,
-                self._attempt.run_id,
-                step,
-                self._node.count,
-                facts,
-                self._attempt.number,
+                attempt.store, attempt.run_id, step, nodes, facts, attempt.number
             )
-            waited = time.monotonic() - began
             if checkpoint:
                 return checkpoint
-            if waited > _SUPERSEDED_S and (self._newest() or 0) > step:
-                say(f"checkpoint {step} is left out: not every node has it, and there is a newer one")
-                return None
-            if waited > PARTS_S:
-                raise StoreError(f"checkpoint {step}: not every node uploaded its part")
+            if time.monotonic() > deadline:
+                raise StoreError(f"checkpoint {step}: not every node has uploaded its part")
             time.sleep(POLL_S)
 
     def _prune(self) -> None:
@@ -199,14 +196,18 @@ def hold(folder: Path) -> Path:
     """
     held = folder.parent / ".uploading" / folder.name
     shutil.rmtree(held, ignore_errors=True)
-    with contextlib.suppress(shutil.Error, FileNotFoundError):
-        shutil.copytree(folder, held, copy_function=_link)
+    for place, _, names in os.walk(folder):
+        target = held / Path(place).relative_to(folder)
+        target.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                _link(Path(place) / name, target / name)
     return held
 
 
-def _link(source: str, target: str) -> None:
+def _link(source: Path, target: Path) -> None:
     try:
-        os.link(source, target)
+        target.hardlink_to(source)
     except FileNotFoundError:
         raise
     except OSError:

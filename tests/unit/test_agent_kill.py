@@ -187,7 +187,9 @@ def test_cancel_commits_what_the_trainer_saves(rig: Rig, run_dir: Path) -> None:
 
 def test_two_nodes_make_one_checkpoint_and_resume_from_it(rig: Rig, run_dir: Path) -> None:
     task = {"num_nodes": 2, "envs": rig.env_of_task()}
-    run = f'{RUN} 60 save=20 sleep="$PAUSE" at=${{AT:-0}}'
+    (run_dir / "1").mkdir()
+    (run_dir / "2").mkdir()
+    run = f'{RUN} 60 save=20 sleep="$PAUSE" at=${{AT:-0}} ranks=2 shared={run_dir}/$NEMO_SKY_ATTEMPT'
     stop_at = {"PAUSE": "0.05", "AT": "50"}
     local.submit(run_dir, {**task, "run": run, "envs": {**task["envs"], **stop_at}})  # type: ignore[dict-item]
     lines = list(local.follow(run_dir))
@@ -205,3 +207,14 @@ def test_two_nodes_make_one_checkpoint_and_resume_from_it(rig: Rig, run_dir: Pat
     made = registry.resolve(rig.store, ArtifactRef("toy-model"))
     assert (made.metadata["step"], made.producer["nodes"]) == (60, 2)
     assert [file.path for file in made.files] == both
+
+
+def test_a_node_that_saves_nothing_holds_no_checkpoint_up(rig: Rig, run_dir: Path) -> None:
+    run = RUN.replace(f"{sys.executable} {TRAINER}", "bash -c") + (
+        f"'[ $SKYPILOT_NODE_RANK = 1 ] || exec python {TRAINER} 20 save=10'"
+    )
+    local.submit(run_dir, {"num_nodes": 2, "envs": rig.env_of_task(), "run": run})
+    lines = list(local.follow(run_dir))
+    assert local.status(run_dir).status == "SUCCEEDED", lines
+    made = registry.resolve(rig.store, ArtifactRef("toy-model"))
+    assert [file.path for file in made.files] == ["shard-0.bin", "state-0.json"]
