@@ -27,6 +27,7 @@ pytestmark = pytest.mark.filterwarnings(
 GOOD = {
     f"pkg/m{n}.py": f'"""Module {n}."""\n\n\ndef f{n}(x):\n    """Return {n} times x."""\n' for n in range(40)
 }
+COPIES = {f"copy{n}.py": GOOD[f"pkg/m{n}.py"] for n in range(8)}
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +46,9 @@ def ray() -> Iterator[None]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Forty good documents, one of them twice, bad ones of each kind, and JSONL good and bad."""
+    """Forty good documents, eight of them twice, bad ones of each kind, and JSONL good and bad."""
     root = tmp_path / "text"
-    for name, content in {**GOOD, "copy.py": GOOD["pkg/m3.py"], "empty.py": " \n"}.items():
+    for name, content in {**GOOD, **COPIES, "empty.py": " \n"}.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(content)
     (root / "latin.py").write_bytes(b"# caf\xe9\n")
@@ -96,7 +97,7 @@ def test_shards_hold_the_text_and_bad_documents_are_counted(ray: None, folder: P
     settings = settings_for(folder, tmp_path / "one")
     summary = prepare(settings)
     found = texts_of(settings.output)
-    expected = [*GOOD.values(), GOOD["pkg/m3.py"], "x = 1 # <|endoftext|>\n"]
+    expected = [*GOOD.values(), *COPIES.values(), "x = 1 # <|endoftext|>\n"]
     assert sorted(itertools.chain(*found.values())) == sorted(expected)
     assert summary.bad == {
         "empty": 2,
