@@ -12,6 +12,7 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
     import torch
+
     from tests.bridge import cpu_shim, stubs
 
     torch.set_num_threads(1)

@@ -11,7 +11,7 @@ import importlib.machinery
 import sys
 import types
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 # modelopt's real package patches TransformerEngine's modules, so it is stubbed with it.
 PACKAGES = ("transformer_engine", "modelopt")
@@ -28,8 +28,22 @@ class Absent:
         return cls
 
 
+class _FusedAdam(Absent):
+    """With the arguments of TransformerEngine 2's, which Megatron-Core looks for when it validates."""
+
+    def __init__(
+        self,
+        params: Any,
+        master_weight_dtype: Any = None,
+        exp_avg_dtype: Any = None,
+        exp_avg_sq_dtype: Any = None,
+        use_decoupled_grad: bool = False,
+    ) -> None:
+        super().__init__()
+
+
 class _Module(types.ModuleType):
-    __path__: list[str] = []
+    __path__: ClassVar[list[str]] = []
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -72,6 +86,10 @@ def install() -> None:
         "megatron.core.models.mamba.mamba_layer_specs",
     ):
         importlib.import_module(name)
-    core = importlib.import_module("megatron.core.utils")
-    core.get_te_version_str = lambda: TE_VERSION  # type: ignore[attr-defined]
+    from packaging.version import Version
+
+    core: Any = importlib.import_module("megatron.core.utils")
+    core._te_version = Version(TE_VERSION)  # what settings ask for when they are validated
     sys.meta_path.append(_Finder())
+    optimizers: Any = importlib.import_module("transformer_engine.pytorch.optimizers")
+    optimizers.FusedAdam = _FusedAdam
