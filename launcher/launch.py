@@ -129,13 +129,22 @@ def run_stage(plan: Plan, request: Request, project: Project, store: Store, say:
 
     state = backend.status(folder)
     if state.status != "SUCCEEDED":
-        lines = "\n".join(f"    {line}" for line in state.tail[-TAIL_LINES:])
+        lines = "\n".join(f"    {line}" for line in last_words(state.tail))
         raise RunFailed(
             f"{plan.name} ended as {state.status}: {state.reason or 'no reason was given'}\n{lines}",
             hint=f"the whole log: `nemo-sky runs logs {run.run_id}`; the same command resumes the run",
         )
     seconds = (datetime.now(UTC) - started).total_seconds()
     return Outcome(plan, "made", run.run_id, seconds, output_of(store, plan.output, run.run_id))
+
+
+def last_words(tail: Sequence[str]) -> list[str]:
+    """The end of a failing node's log without torchrun's own report, which hides what the trainer said."""
+    report = [n for n, line in enumerate(tail) if "elastic/multiprocessing" in line or "bin/torchrun" in line]
+    if not report or report[0] < 2:
+        return list(tail[-TAIL_LINES:])
+    ours = [line for line in tail[report[0] :] if line.startswith("[nemo-sky]")]
+    return [*tail[: report[0]], *ours][-TAIL_LINES:]
 
 
 def begin_or_resume(plan: Plan, request: Request, project: Project, say: Say) -> runs.Run:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from launcher.artifacts.deadline import within
 from launcher.artifacts.keys import (
     CHUNK,
     Advance,
@@ -21,6 +22,8 @@ from launcher.artifacts.keys import (
     open_regular,
 )
 from launcher.artifacts.manifest import FileEntry
+
+CHECK_SECONDS = 5.0
 
 _SCRATCH = ".tmp"
 
@@ -106,6 +109,16 @@ class FileStore:
                 return []
         return sorted(name for name in names if name != f"{_SCRATCH}/")
 
+    def list(self, prefix: str) -> list[str]:
+        folder = self.root / folder_prefix(prefix)
+        with self._errors("list", folder):
+            found = [
+                str((Path(place) / name).relative_to(self.root))
+                for place, _, names in os.walk(folder, onerror=_unless_absent)
+                for name in names
+            ]
+        return sorted(key for key in found if not key.startswith(f"{_SCRATCH}/"))
+
     def size(self, key: str) -> int | None:
         path = self._path(key)
         with self._errors("read", path):
@@ -123,6 +136,15 @@ class FileStore:
         return str(self._path(key))
 
     def check(self) -> None:
+        try:
+            within(CHECK_SECONDS, self._probe)
+        except TimeoutError:
+            raise StoreError(
+                f"{self.root} did not answer within {CHECK_SECONDS:.0f} seconds",
+                hint="is it on a network file system that is gone?",
+            ) from None
+
+    def _probe(self) -> None:
         key = f"{_SCRATCH}/check-{uuid.uuid4().hex}"
         self.put_bytes(key, b"nemo-sky", if_absent=True)
         if self.put_bytes(key, b"again", if_absent=True):
@@ -152,16 +174,6 @@ class FileStore:
                 f"cannot {verb} {path}: {error.strerror or error}",
                 hint=f"artifacts are kept in {self.root}; `artifacts:` in nemo-sky.yaml says where",
             ) from error
-
-    def list(self, prefix: str) -> list[str]:
-        folder = self.root / folder_prefix(prefix)
-        with self._errors("list", folder):
-            found = [
-                str((Path(place) / name).relative_to(self.root))
-                for place, _, names in os.walk(folder, onerror=_unless_absent)
-                for name in names
-            ]
-        return sorted(key for key in found if not key.startswith(f"{_SCRATCH}/"))
 
 
 def _unless_absent(error: OSError) -> None:

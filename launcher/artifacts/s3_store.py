@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import threading
@@ -10,7 +11,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from launcher.artifacts.deadline import within
 from launcher.artifacts.keys import Advance, HashingReader, StoreError, check_key, folder_prefix, open_regular
@@ -94,6 +95,13 @@ class S3Store:
                 names += [item["Key"] for item in page.get("Contents", [])]
         return sorted(name.removeprefix(folder) for name in names if name != folder)
 
+    def list(self, prefix: str) -> list[str]:
+        keys: list[str] = []
+        with self._errors("list", prefix):
+            for page in self._pages(Prefix=self._folder(prefix)):
+                keys += [item["Key"].removeprefix(self.prefix) for item in page.get("Contents", [])]
+        return sorted(keys)
+
     def size(self, key: str) -> int | None:
         client = self._client()
         with self._errors("read", key):
@@ -121,13 +129,6 @@ class S3Store:
             raise StoreError(
                 f"{self.url}{self._at()} did not answer within {CHECK_SECONDS:.0f} seconds", hint=_REACH_HINT
             ) from None
-
-    def list(self, prefix: str) -> list[str]:
-        keys: list[str] = []
-        with self._errors("list", prefix):
-            for page in self._pages(Prefix=self._folder(prefix)):
-                keys += [item["Key"].removeprefix(self.prefix) for item in page.get("Contents", [])]
-        return sorted(keys)
 
     def _pages(self, **arguments: Any) -> Any:
         pages = self._client().get_paginator("list_objects_v2")
@@ -211,10 +212,9 @@ class S3Store:
             return self._connected
 
     def _connect(self, config: Any) -> S3Client:
-        import boto3
+        import botocore.session
         from botocore.config import Config
 
-        session = boto3.session.Session()
         common = Config(
             # Our manifests carry sha256 sums: checksums of every part again would cost CPU and find no more.
             request_checksum_calculation="when_required",
@@ -224,15 +224,18 @@ class S3Store:
                 "addressing_style": "path" if self.endpoint else "auto",
             },
         )
+        session = botocore.session.get_session()
+        session.register_component("data_loader", _loader())
         try:
-            return session.client(
+            client = session.create_client(
                 "s3",
                 endpoint_url=self.endpoint,
-                region_name=session.region_name or "us-east-1",
+                region_name=session.get_config_variable("region") or "us-east-1",
                 config=common.merge(config),
             )
         except ValueError as error:
             raise StoreError(f"{self.url}: {error}", hint=_REACH_HINT) from error
+        return cast("S3Client", client)
 
     def _key(self, key: str) -> str:
         return self.prefix + check_key(key)
@@ -245,8 +248,7 @@ class S3Store:
 
     @contextmanager
     def _errors(self, verb: str, key: str) -> Iterator[None]:
-        """Turn whatever boto3 raises into a StoreError that names the place and what to do."""
-        from boto3.exceptions import Boto3Error
+        """Turn whatever botocore raises into a StoreError that names the place and what to do."""
         from botocore import exceptions
         from s3transfer.exceptions import RetriesExceededError
 
@@ -270,7 +272,7 @@ class S3Store:
             exceptions.ProfileNotFound,
         ) as error:
             raise StoreError(f"cannot {verb} {place}: {error}", hint=_CREDENTIALS_HINT) from error
-        except (exceptions.BotoCoreError, Boto3Error, RetriesExceededError) as error:
+        except (exceptions.BotoCoreError, RetriesExceededError) as error:
             raise StoreError(f"cannot {verb} {place}: {error}", hint=_REACH_HINT) from error
 
 
@@ -279,6 +281,14 @@ _CREDENTIALS_HINT = (
     "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, to a user who may read, write, list "
     "and delete there"
 )
+
+
+@functools.cache
+def _loader() -> Any:
+    """botocore's description of S3, read once for all clients of the process: it takes 0.1 s of CPU."""
+    import botocore.session
+
+    return botocore.session.get_session().get_component("data_loader")
 
 
 class _Subscriber:

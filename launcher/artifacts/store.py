@@ -52,6 +52,10 @@ class Store(Protocol):
         """Names directly in the folder ``prefix``, sorted; those of folders end with ``/``."""
         ...
 
+    def list(self, prefix: str) -> list[str]:
+        """All keys in the folder ``prefix`` and below, sorted."""
+        ...
+
     def size(self, key: str) -> int | None:
         """The size of ``key`` in bytes, None when there is no such key."""
         ...
@@ -66,10 +70,6 @@ class Store(Protocol):
 
     def check(self) -> None:
         """Write, read back and delete a small key, within 5 seconds. Raises StoreError with a hint."""
-        ...
-
-    def list(self, prefix: str) -> list[str]:
-        """All keys in the folder ``prefix`` and below, sorted."""
         ...
 
 

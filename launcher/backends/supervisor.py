@@ -33,7 +33,7 @@ from launcher.runs import write_text
 SAVE_S = 120.0  # what a trainer gets to save in after a SIGTERM, unless NEMO_SKY_GRACE_S says otherwise
 STOP_S = 15.0  # for the agent, on top of it: commit, journal, end
 FAILURE_GRACE_S = 30.0  # for the other nodes when one failed: without it they cannot save together
-TAIL_LINES = 40
+TAIL_LINES = 120  # torchrun alone ends a failure with some forty
 INTERRUPTED = 75  # the agent's exit code after a SIGTERM: saved, to be resumed
 _SIGNALS = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 

@@ -247,7 +247,7 @@ def _output(place: _Run, event: Event) -> None:
     known = place.look_up(manifest.name, manifest.version) or of_manifest(manifest, None)
     model = ensure(place.client, place.tracking, known, place.experiment_id, place.look_up)
     outputs = place.client.get_run(place.run).outputs
-    if True:
+    if model not in [item.model_id for item in (outputs.model_outputs if outputs else [])]:
         step = manifest.metadata.get("step")
         place.client.log_outputs(place.run, [LoggedModelOutput(model, step if isinstance(step, int) else 0)])
     _log(place, place.run, tags={f"art.out.{manifest.name}": f"v{manifest.version}"})

@@ -91,7 +91,7 @@ def story(project: Project) -> dict[str, Any]:
 
 def test_killed_in_the_middle_of_training(prepared: Project, whole: dict[str, Any]) -> None:
     launcher = prepared.start("launch", *LONG, "--force")
-    lines_until(launcher, "committed step 40")
+    lines_until(launcher, "committed checkpoint 40 ")
     kill_all(prepared, launcher)
     killed = story(prepared)
     assert killed["status"] == "LOST"
@@ -112,7 +112,7 @@ def test_the_same_command_resumes_by_itself_at_another_parallelism(
     """Ctrl-C, then the very same command; the run's own fingerprint finds it."""
     command = (*LONG, "train.seed=77")
     launcher = prepared.start("launch", *command)
-    lines_until(launcher, "committed step 20")
+    lines_until(launcher, "committed checkpoint 20 ")
     os.kill(launcher.pid, signal.SIGINT)
     assert launcher.wait(timeout=120) == 130
     assert processes_of(prepared) == [], "Ctrl-C leaves nothing running"
@@ -127,11 +127,9 @@ def test_the_same_command_resumes_by_itself_at_another_parallelism(
 @pytest.fixture
 def on_s3(tmp_path: Path) -> Iterator[tuple[Project, Any]]:
     with serve("fake-bucket") as (endpoint, gate):
-        env = {
-            "AWS_ENDPOINT_URL": endpoint,
-            "NEMO_SKY_ARTIFACTS": "s3://fake-bucket/team",
-            **FAKE_CREDENTIALS,
-        }
+        # Moto keeps one world per process: the prefix keeps one test's artifacts from the next one's.
+        store = f"s3://fake-bucket/{tmp_path.name}"
+        env = {"AWS_ENDPOINT_URL": endpoint, "NEMO_SKY_ARTIFACTS": store, **FAKE_CREDENTIALS}
         yield make_project(tmp_path / "project", **env), gate
 
 

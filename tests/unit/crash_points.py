@@ -20,9 +20,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import boto3  # noqa: F401  (imported once, for all the children)
-from s3transfer import manager  # noqa: F401
-
 from launcher.artifacts import checkpoints, registry
 from launcher.artifacts.store import Store, open_store
 from launcher.artifacts.uri import ArtifactRef
@@ -167,6 +164,7 @@ SCENARIOS = {
 def crash_everywhere(scenario: str, url: str, endpoint: str | None, folder: Path) -> int:
     """The number of points at which the operation was killed."""
     prepare, operate, check = SCENARIOS[scenario]
+    open_store(url, endpoint).children("")  # what is imported and read now, every child inherits
     for number in range(1000):
         place = folder / str(number)
         sources(place)
@@ -194,6 +192,7 @@ def crash_everywhere(scenario: str, url: str, endpoint: str | None, folder: Path
 def race(url: str, endpoint: str | None, folder: Path) -> int:
     """20 publishers at once, 4 threads in each of 5 processes; the number of versions they made."""
     source = sources(folder)
+    open_store(url, endpoint).children("")
 
     def publish_four() -> None:
         store = open_store(url, endpoint)

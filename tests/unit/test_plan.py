@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher import inputs, plan, project, provenance, runs, runspec
+from launcher import inputs, launch, plan, project, provenance, runs, runspec
 from launcher.artifacts import registry
 from launcher.artifacts.manifest import Manifest
 from launcher.artifacts.store import open_store
@@ -221,3 +221,11 @@ def test_input_names_are_told_from_paths() -> None:
     assert inputs.artifact_name("x:latest") == "x"
     assert inputs.artifact_name("./x") is None
     assert runspec.FIELDS
+
+
+def test_the_trainers_words_come_before_torchruns_report() -> None:
+    report = ["E1 torch/distributed/elastic/multiprocessing/api.py failed", "Traceback", "=" * 60]
+    tail = ["step 1", "error: wrong", *report, "[nemo-sky] attempt 1 failed"]
+    assert launch.last_words(tail) == ["step 1", "error: wrong", "[nemo-sky] attempt 1 failed"]
+    assert launch.last_words(report) == report
+    assert launch.last_words([str(n) for n in range(99)])[-1] == "98"
