@@ -67,6 +67,7 @@ def to_hugging_face(model: Path, hf_model: str, output: Path, trust_remote_code:
     """Write ``output``, whole or not at all; returns the step that the checkpoint is of."""
     from megatron.bridge import AutoBridge
 
+    model = weights_in(model)
     state = model / checkpoints.TRAIN_STATE
     step = checkpoints.saved_step(state) if state.is_file() else 0
     bridge = AutoBridge.from_hf_pretrained(hf_model, trust_remote_code=trust_remote_code)
@@ -81,6 +82,18 @@ def to_hugging_face(model: Path, hf_model: str, output: Path, trust_remote_code:
         shutil.rmtree(output)
     scratch.replace(output)
     return step
+
+
+def weights_in(model: Path) -> Path:
+    """The Bridge checkpoint in an artifact: itself, or NeMo-RL's ``policy/weights/iter_*``.
+
+    Raises ConfigError when there is none.
+    """
+    if (model / checkpoints.RUN_CONFIG).is_file():
+        return model
+    inner = sorted((model / "policy" / "weights").glob("iter_*"))
+    require(inner, f"model_path: there is no Megatron-Bridge checkpoint in {model}")
+    return inner[-1]
 
 
 def check(settings: dict[str, Any], needed: tuple[str, ...]) -> None:
