@@ -154,16 +154,19 @@ def _of_model(spec: Runspec, values: Mapping[str, Any], gpus: int | None) -> Ite
             )
     for key, message in fit.divides(values, gpus) if gpus else ():
         yield Fault("parallelism", key, message)
-    train, valid = fit.get(values, "data.train_jsonl_fpath"), fit.get(values, "data.validation_jsonl_fpath")
-    if train is not None and train == valid:
-        yield Fault("parallelism", "data.validation_jsonl_fpath", "validation data is the training data")
-    cluster = fit.get(values, "cluster")
-    if isinstance(cluster, Mapping) and gpus:
-        said = (cluster.get("num_nodes") or 1) * (cluster.get("gpus_per_node") or 0)
-        if said != gpus:
-            yield Fault(
-                "parallelism", "cluster.num_nodes", f"the config is for {said} GPUs, the stage has {gpus}"
-            )
+    for base in ("", "overrides."):
+        data, cluster = fit.get(values, f"{base}data"), fit.get(values, f"{base}cluster")
+        if isinstance(data, Mapping):
+            train, valid = data.get("train_jsonl_fpath"), data.get("validation_jsonl_fpath")
+            if train is not None and train == valid:
+                yield Fault(
+                    "parallelism", f"{base}data.validation_jsonl_fpath", "validation is on training data"
+                )
+        if isinstance(cluster, Mapping) and gpus:
+            said = (cluster.get("num_nodes") or 1) * (cluster.get("gpus_per_node") or 0)
+            if said != gpus:
+                detail = f"the config is for {said} GPUs, the stage has {gpus}"
+                yield Fault("parallelism", f"{base}cluster.num_nodes", detail)
     memory = fit.memory_gb(values, gpus) if gpus else None
     limits = [fit.GPU_MEMORY_GB[kind] for kind in spec.sky.accelerator if kind in fit.GPU_MEMORY_GB]
     if memory and limits and memory > min(limits):

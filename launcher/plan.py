@@ -143,8 +143,11 @@ def sized(spec: runspec.Runspec, composed: config.Composed) -> runspec.Runspec:
         value = section.get(key)
         if value is not None:
             if type(value) is not int or value < least:
-                where = composed.origin.get(f"run.{key}")
-                raise UserError(f"run.{key} must be a whole number from {least}, not {value!r}", where=where)
+                place = composed.origin.get(f"run.{key}", "override")
+                raise UserError(
+                    f"run.{key} must be a whole number from {least}, not {value!r} ({place})",
+                    where=f"{composed.files[-1]}:1",
+                )
             resources = replace(resources, **{key: value})
     if (kinds := section.get("accelerator")) is not None:
         kinds = [kinds] if isinstance(kinds, str) else kinds

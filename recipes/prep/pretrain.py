@@ -37,8 +37,8 @@ DEFAULTS: dict[str, Any] = {
 # Tokens that end a document in the tokenizers we know, in order of preference.
 _ENDS = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "<|im_end|>")
 # Documents are encoded together: enough that Python's share of the time is small, few enough for memory.
-_BATCH_CHARACTERS = 2_000_000
-_BATCH_DOCUMENTS = 512
+_BATCH_CHARACTERS = 200_000
+_BATCH_DOCUMENTS = 256
 
 
 def prepare(given: Mapping[str, Any]) -> None:

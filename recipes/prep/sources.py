@@ -241,7 +241,7 @@ def _hub_files(source: Source) -> list[tuple[str, str, int]]:
     except (HfHubHTTPError, OSError) as error:
         raise ConfigError(f"source {source.name}: cannot reach the hub: {error}") from None
     listed = [
-        (f"{HUB}{name}@{info.sha}/{file.rfilename}", file.rfilename, file.size or 0) for file in info.siblings
+        (f"{HUB}{name}@{info.sha}/{file.rfilename}", file.rfilename, file.size or 0) for file in info.siblings or []
     ]
     if source.subset:
         wanted = source.subset

@@ -65,9 +65,9 @@ def built(case: dict[str, Any]) -> dict[str, Any]:
 def _use_local_models() -> None:
     from megatron.bridge import AutoBridge
 
-    original = AutoBridge.from_hf_pretrained.__func__
+    original: Any = AutoBridge.from_hf_pretrained.__func__
 
-    def local(cls: Any, path: Any, **kwargs: Any) -> Any:
+    def local(cls: Any, path: Any, /, **kwargs: Any) -> Any:
         folder = HERE / "hf" / str(path).rpartition("/")[2]
         if not folder.is_dir():
             return original(cls, path, **kwargs)

@@ -67,7 +67,8 @@ def install() -> None:
     random._get_cuda_rng_state = lambda *args, **kwargs: torch.get_rng_state()
     random._set_cuda_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
     _patch_bridge()
-    _CudaMeansCpu().__enter__()
+    mode: Any = _CudaMeansCpu()
+    mode.__enter__()
 
 
 def _patch_bridge() -> None:

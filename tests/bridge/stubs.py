@@ -11,7 +11,7 @@ import importlib.machinery
 import sys
 import types
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 # modelopt's real package patches TransformerEngine's modules, so it is stubbed with it.
 PACKAGES = ("transformer_engine", "modelopt")
@@ -43,7 +43,9 @@ class _FusedAdam(Absent):
 
 
 class _Module(types.ModuleType):
-    __path__: ClassVar[list[str]] = []
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.__path__: list[str] = []
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):

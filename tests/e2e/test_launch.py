@@ -41,7 +41,9 @@ with open(os.environ["NEMO_SKY_METRICS"], "a") as metrics:
 pathlib.Path(os.environ["NEMO_SKY_METADATA"]).write_text(json.dumps({"scores": {"score": values["score"]}}))
 """
 REPORT = PREP.replace("demo/prep", "demo/report").replace("demo-data", "demo-report")
-REPORT = REPORT.replace("# ///\nimport", '# [tool.nemo_sky.inputs]\n# data = "art://demo-data"\n# ///\nimport')
+REPORT = REPORT.replace(
+    "# ///\nimport", '# [tool.nemo_sky.inputs]\n# data = "art://demo-data"\n# ///\nimport'
+)
 
 
 @dataclass

@@ -43,7 +43,8 @@ def brute(up: Any, price: Any, work: int, deadline: int, restart: int, on_demand
             pending = overhead if choice == current else restart
             paid = on_demand if choice == ON_DEMAND else price[choice][t]
             costs.append(
-                paid + (best(t + 1, choice, pending - 1, left) if pending else best(t + 1, choice, 0, left - 1))
+                paid
+                + (best(t + 1, choice, pending - 1, left) if pending else best(t + 1, choice, 0, left - 1))
             )
         return min(costs)
 
@@ -73,9 +74,7 @@ def window(*zones: str, price: float = 1.0) -> Market:
 
 def test_a_stay_pays_its_restart_and_a_preemption_ends_it() -> None:
     market = window("1101111111")
-    job = simulate.setting(
-        market, work=4 * 3600, deadline=36000, restart=3600, on_demand=3.0, budget=None
-    )
+    job = simulate.setting(market, work=4 * 3600, deadline=36000, restart=3600, on_demand=3.0, budget=None)
     got = simulate.replay(market.windows[0], market.zones, job, BASELINES["failover"])
     # Two ticks (one works), a gap, then one of restart and three of work: six ticks paid.
     assert got.choices == (0, 0, IDLE, 0, 0, 0, 0)
@@ -84,9 +83,7 @@ def test_a_stay_pays_its_restart_and_a_preemption_ends_it() -> None:
 
 def test_sticky_never_leaves_on_demand_and_greedy_has_its_net() -> None:
     market = window("0011111111")
-    job = simulate.setting(
-        market, work=4 * 3600, deadline=36000, restart=3600, on_demand=3.0, budget=None
-    )
+    job = simulate.setting(market, work=4 * 3600, deadline=36000, restart=3600, on_demand=3.0, budget=None)
     sticky = simulate.replay(market.windows[0], market.zones, job, BASELINES["sticky"])
     assert set(sticky.choices) == {ON_DEMAND}
     dead = window("0000000000")
@@ -225,4 +222,6 @@ def test_the_command_refuses(words: list[str], said: str, capsys: pytest.Capture
 def test_the_shipped_history_knows_the_recorded_zones() -> None:
     prior = availability.load_prior()
     assert len(prior) == 9
-    assert prior["us-west-2b_v100_1"].paid / prior["us-west-2b_v100_1"].ticks == pytest.approx(0.947, abs=0.01)
+    assert prior["us-west-2b_v100_1"].paid / prior["us-west-2b_v100_1"].ticks == pytest.approx(
+        0.947, abs=0.01
+    )
