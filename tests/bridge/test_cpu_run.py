@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sysconfig
@@ -15,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
@@ -114,7 +114,11 @@ class Run:
             assert self.process.poll() is None, (self.folder / "log.txt").read_text()[-3000:]
             assert time.monotonic() < deadline
             time.sleep(0.005)
-        os.killpg(self.process.pid, signal.SIGKILL)
+        # torchrun gives every rank a session of its own.
+        everything = [*psutil.Process(self.process.pid).children(recursive=True), self.process]
+        for process in everything:
+            process.kill()
+        psutil.wait_procs(everything[:-1], timeout=60)
         self.process.wait()
 
     def losses(self) -> dict[int, float]:
