@@ -74,7 +74,7 @@ def commit_part(
 ) -> None:
     """Upload the files that node ``node`` saved in ``directory``, then say that they are there.
 
-    Does nothing when the step is committed, or this part is there from the same attempt. A part that an
+    A node that saved nothing, as its ranks hold copies of another's state, has no ``directory``. Does nothing when the step is committed, or this part is there from the same attempt. A part that an
     earlier attempt left is written anew: only parts of one attempt make a checkpoint.
     """
     base = _base(run_id, step)
@@ -86,7 +86,8 @@ def commit_part(
         if parse_json(known, store.uri(key)).get("attempt") == attempt:
             return
         store.delete_prefix(key)
-    files = transfer.upload(store, base, transfer.scan(directory), progress)
+    found = transfer.scan(directory) if directory.exists() else {}
+    files = transfer.upload(store, base, found, progress)
     part = {"node": node, "attempt": attempt, "files": [asdict(entry) for entry in files]}
     store.put_bytes(key, json.dumps(part, indent=1).encode())
 

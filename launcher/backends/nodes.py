@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import secrets
 import socket
 import subprocess
 import sys
@@ -30,12 +31,13 @@ class Place:
     gpus: tuple[str, ...]
     master_port: int
     ray_port: int
+    ray_token: str
 
 
 def survey(run_dir: Path, nodes: int) -> Place:
     """This machine as ``nodes`` nodes."""
     master_port, ray_port = free_ports(2)
-    return Place(run_dir, nodes, visible_gpus(), master_port, ray_port)
+    return Place(run_dir, nodes, visible_gpus(), master_port, ray_port, secrets.token_hex(32))
 
 
 def address(rank: int) -> str:
@@ -75,6 +77,8 @@ def environment(place: Place, task: Mapping[str, Any], rank: int) -> dict[str, s
         "NEMO_SKY_MASTER_PORT": str(place.master_port),
         "NEMO_SKY_RAY_PORT": str(place.ray_port),
     }
+    if "RAY_AUTH_MODE" not in result:
+        result.setdefault("RAY_AUTH_TOKEN", place.ray_token)  # in memory only; all nodes have the same
     if place.nodes > 1:
         result["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
     return result

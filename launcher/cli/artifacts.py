@@ -127,7 +127,7 @@ def import_(
     store.check()
     mlflow_view.check(found.tracking)
     manifest = registry.import_path(store, path, name=name, type=kind, metadata=fields)
-    mlflow_view.register(manifest, found.tracking)
+    mlflow_view.register(manifest, found.tracking, store)
     print_json({"uri": manifest.uri}) if json else print(manifest.uri)
 
 
@@ -174,7 +174,7 @@ def alias(
     found = known.project(project)
     mlflow_view.check(found.tracking)
     manifest = summary.find_artifact(found, uri)
-    mlflow_view.register(manifest, found.tracking)
+    mlflow_view.register(manifest, found.tracking, summary.open_store(found))
     mlflow_view.set_alias(found.tracking, manifest.name, name, manifest.version)
     print_json({"alias": f"art://{manifest.name}:{name}", "uri": manifest.uri}) if json else print(
         f"art://{manifest.name}:{name} is {manifest.uri}"

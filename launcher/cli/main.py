@@ -11,7 +11,7 @@ import sys
 
 import typer
 
-from launcher.cli import artifacts, check, config, launch, lineage, recipes, render, runs, version
+from launcher.cli import artifacts, check, config, launch, lineage, recipes, render, runs, simulate, version
 from launcher.cli.common import Context, ProjectOption
 from launcher.errors import UserError
 
@@ -31,6 +31,7 @@ app.add_typer(recipes.app, name="recipes")
 app.add_typer(artifacts.app, name="artifacts")
 app.add_typer(lineage.app, name="lineage")
 app.add_typer(runs.app, name="runs")
+app.command("simulate")(simulate.simulate)
 app.command("version")(version.version)
 
 

@@ -1,4 +1,4 @@
-"""Questions whose answers can be checked: sums and differences of small whole numbers.
+"""Questions whose answers can be checked: which of two whole numbers is the larger.
 
 SFT and RL draw from the same questions and the same split, so that a test question is new to both.
 """
@@ -17,16 +17,19 @@ SPLITS = ("train", "val", "test")
 class ArithmeticSettings:
     """``largest`` bounds both numbers; ``val`` and ``test`` are shares of the questions."""
 
-    largest: int = 12
-    val: float = 0.1
-    test: float = 0.2
+    largest: int = 99
+    val: float = 0.05
+    test: float = 0.05
     seed: int = 1234
 
 
 @dataclass(frozen=True)
 class Problem:
+    """``slip`` is the answer of one who takes the smaller for the larger."""
+
     question: str
     answer: int
+    slip: int
 
 
 def check(settings: ArithmeticSettings) -> None:
@@ -45,12 +48,15 @@ def check(settings: ArithmeticSettings) -> None:
 
 
 def by_split(settings: ArithmeticSettings) -> dict[str, list[Problem]]:
-    """All questions by split, in a fixed order; no answer is negative."""
+    """All questions by split, in a fixed order."""
     result: dict[str, list[Problem]] = {name: [] for name in SPLITS}
     numbers = range(settings.largest + 1)
-    pairs = [(one, other) for one in numbers for other in numbers]
-    problems = [Problem(f"{one}+{other}=", one + other) for one, other in pairs]
-    problems += [Problem(f"{one}-{other}=", one - other) for one, other in pairs if one >= other]
+    problems = [
+        Problem(f"max({one},{other})=", max(one, other), min(one, other))
+        for one in numbers
+        for other in numbers
+        if one != other
+    ]
     for problem in problems:
         at = uniform(settings.seed, problem.question)
         name = "val" if at < settings.val else "test" if at < settings.val + settings.test else "train"

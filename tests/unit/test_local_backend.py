@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,28 +15,11 @@ import pytest
 from launcher import backends
 from launcher.backends import local, nodes, supervisor
 from launcher.errors import Refused, UserError
+from tests.rig import processes_of, until
 
 
 def of_run(run_dir: Path) -> list[int]:
-    """The living processes that carry the run's id in their environment."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            environ = (entry / "environ").read_bytes() if entry.name.isdecimal() else b""
-        except OSError:
-            continue
-        if f"NEMO_SKY_RUN_ID={run_dir.name}\0".encode() in environ + b"\0":
-            found.append(int(entry.name))
-    return found
-
-
-def until(condition: Callable[[], Any], seconds: float = 15.0) -> Any:
-    """What ``condition`` returns once it is true."""
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline, "the condition did not come true in time"
-        time.sleep(0.02)
-    return value
+    return processes_of(run_dir.name)
 
 
 def start(run_dir: Path, run: str, **task: Any) -> None:
@@ -158,13 +140,13 @@ def test_set_up_runs_once_and_its_failure_is_the_runs(run_dir: Path) -> None:
 
 def test_a_failing_node_stops_the_others_and_is_quoted(run_dir: Path) -> None:
     run = (
-        'if [ "$SKYPILOT_NODE_RANK" = 1 ]; then for i in $(seq 100); do echo line $i; done; exit 3; fi;'
+        'if [ "$SKYPILOT_NODE_RANK" = 1 ]; then for i in $(seq 300); do echo line $i; done; exit 3; fi;'
         'trap "echo saved; exit 75" TERM; sleep 60 & wait'
     )
     state, lines = finish(run_dir, run, num_nodes=3)
     assert (state.status, state.reason) == ("FAILED", "node 1 exited with 3")
     assert state.attempts[-1].exit_codes == (75, 3, 75)
-    assert state.tail == tuple(f"line {i}" for i in range(61, 101))
+    assert state.tail == tuple(f"line {i}" for i in range(181, 301))
     assert {"[node 0] saved", "[node 2] saved"} <= set(lines)
 
 

@@ -27,7 +27,7 @@ FIXTURE = Path(__file__).parents[1] / "fixtures" / "spot-windows"
 def brute(up: Any, price: Any, work: int, deadline: int, restart: int, on_demand: float) -> float:
     """The least cost by trying every sequence of choices."""
 
-    @functools.lru_cache(maxsize=None)
+    @functools.cache
     def best(t: int, current: int, overhead: int, left: int) -> float:
         if left == 0:
             return 0.0
@@ -48,7 +48,6 @@ def brute(up: Any, price: Any, work: int, deadline: int, restart: int, on_demand
             )
         return min(costs)
 
-    # A stay in a zone that goes down ends: its choice is not open at that tick, so it cannot be continued.
     return best(0, IDLE, 0, work)
 
 
@@ -178,10 +177,12 @@ def test_the_command_writes_a_trace_that_prices_itself(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "trace.json"
-    main(
+    with pytest.raises(SystemExit) as stop:
+        main(
         ["simulate", "--windows", str(FIXTURE), "--policy", "nemo-sky", "--zone", "us-east-2a_v100_1",
          "--trace", str(out), "--plot", str(tmp_path / "costs.svg"), "--json"]
     )  # fmt: skip
+    assert stop.value.code == 0
     rows = json.loads(capsys.readouterr().out)["results"]
     assert [row["policy"] for row in rows] == ["optimum", "nemo-sky"]
     assert rows[1]["finished"] == 5

@@ -46,7 +46,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recipes.tiny import binidx, checkpoint, convert, prompts
+from recipes.tiny import binidx, checkpoint, convert, parallel, prompts
 from recipes.tiny.output import log_metrics, write_json, write_metadata
 from recipes.tiny.settings import load, require, run
 
@@ -82,6 +82,7 @@ def main(config: Path) -> None:
     for name in ("seq_length", "sequences", "max_tokens"):
         require(getattr(settings, name) >= 1, f"{name} must be at least 1, not {getattr(settings, name)}")
     started = time.monotonic()
+    parallel.quiet_megatron()
     prefixes, _ = binidx.read_blend(settings.data, "test")
     rows = prompts.read(settings.tasks / "test.jsonl")
     tokens = binidx.read_tokens(prefixes[0], settings.sequences * settings.seq_length + 1)
@@ -92,7 +93,9 @@ def main(config: Path) -> None:
     require((settings.model / "config.json").is_file(), f"model: there is no config.json in {settings.model}")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     encoder = AutoTokenizer.from_pretrained(before / checkpoint.TOKENIZER)
     models = {
         "sft": convert.to_llama(before),

@@ -107,7 +107,9 @@ def main(config: Path) -> None:
     val_rows = prompts.read(settings.data / "val.jsonl")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     from transformers import AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     encoder = AutoTokenizer.from_pretrained(base / checkpoint.TOKENIZER)
     llama = convert.to_llama(base)
     started = time.monotonic()
@@ -173,7 +175,7 @@ def make_trainer(
         num_generations=train.generations,
         max_completion_length=train.max_tokens,
         learning_rate=train.lr,
-        lr_scheduler_type="linear",
+        lr_scheduler_type="constant_with_warmup",
         warmup_steps=train.warmup_steps,
         max_grad_norm=train.clip_norm,
         temperature=train.temperature,

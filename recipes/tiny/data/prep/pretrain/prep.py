@@ -44,7 +44,7 @@ from typing import Any
 
 import numpy as np
 
-from recipes.tiny import raydata, text, tokenizer
+from recipes.tiny import parallel, raydata, text, tokenizer
 from recipes.tiny.binidx import SPLITS, ShardWriter, entropy, write_blend
 from recipes.tiny.output import write_metadata
 from recipes.tiny.progress import Progress
@@ -97,6 +97,7 @@ def check(settings: Settings) -> None:
 def main(config: Path) -> None:
     settings = load(Settings, config)
     check(settings)
+    parallel.quiet_megatron()
     started = time.monotonic()
     units = text.units(settings.source, settings.seed)
     encoder = make_tokenizer(settings, units)

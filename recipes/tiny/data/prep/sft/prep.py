@@ -28,7 +28,7 @@
     python recipes/tiny/data/prep/sft/prep.py --config FILE
 
 Pairs are docstrings of real code ("What does json.dumps do?") and arithmetic, some of whose answers are
-deliberately one too high: RL, which checks answers, is to mend that. The output holds
+deliberately wrong: RL, which checks answers, is to mend that. The output holds
 ``splits/{train,valid,test}/*.parquet`` and the tokenizer of the input ``data``.
 """
 
@@ -66,8 +66,8 @@ class SplitSettings:
 class Settings:
     """``pack_size`` is in tokens. ``answer_chars`` bounds a docstring's answer.
 
-    ``examples`` counts the arithmetic pairs to train on, of which the share ``noise`` have an answer that is
-    one too high.
+    ``examples`` counts the arithmetic pairs to train on, of which the share ``noise`` name the smaller
+    number where the larger was asked for.
     """
 
     output: Path
@@ -186,7 +186,7 @@ def split_of(question: str, settings: Settings) -> str:
 
 
 def arithmetic_pairs(settings: Settings) -> list[Pair]:
-    """``examples`` training pairs, some answers one too high; each held-out question once, right."""
+    """``examples`` training pairs, some answers wrong; each held-out question once, right."""
     problems = arithmetic.by_split(settings.arithmetic)
     random = np.random.default_rng(settings.seed)
     train = problems["train"]
@@ -195,7 +195,7 @@ def arithmetic_pairs(settings: Settings) -> list[Pair]:
     pairs = []
     for pick, off in zip(picks, wrong, strict=True):
         problem = train[int(pick)]
-        pairs.append(Pair(problem.question, str(problem.answer + int(off)), "train"))
+        pairs.append(Pair(problem.question, str(problem.slip if off else problem.answer), "train"))
     for name in ("val", "test"):
         pairs += [Pair(p.question, str(p.answer), SPLIT_NAMES[name]) for p in problems[name]]
     return pairs

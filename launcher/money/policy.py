@@ -1,0 +1,321 @@
+"""The spot policy: where to run now, and on which market. Pure functions, no clock, no I/O.
+
+    plan = make_plan(job, zones, prior, start)      once per launch: about 0.3 s a zone
+    memory = observe(memory, offers, now)           at each tick: what the market shows
+    decide(plan, state, offers, now) -> Launch | Keep | Wait | Stop      well under a millisecond
+
+``plan`` holds, per zone, the expected cost of going on from any situation (``program.solve``). A decision
+compares the actions that are open now by what they cost this tick and what is expected after it. Three
+rules stand above the expectation, exactly and whatever the model believes:
+
+1. *Deadline*: no action is taken after which on-demand could not finish in time, if the job still can.
+2. *Budget*: no tick is begun that the budget cannot pay. While the budget could pay for finishing
+   on-demand, that reserve is never broken into; below it, spot alone works, and on-demand only once the
+   money lasts to the deadline or to the end of the work.
+3. *Truth*: spot is launched only where it is offered.
+
+The same functions drive the simulation (``nemo-sky simulate``) and production: a tick is the interval at
+which the market is looked at.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import numpy as np
+from numpy.typing import NDArray
+
+from launcher.errors import Refused, UserError
+from launcher.money import availability, program
+
+ON_DEMAND = "on-demand"
+"""The place name of on-demand, wherever it is (``State.place``, ``Launch.place``)."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be done. ``work``, ``deadline``, ``restart`` and ``tick`` in seconds, ``on_demand`` in $/h
+    for all nodes, ``budget`` in dollars. ``restart`` is what each new stay pays before it works."""
+
+    work: float
+    deadline: float
+    restart: float
+    on_demand: float
+    budget: float | None = None
+    tick: float = availability.TICK
+
+    def ticks(self, seconds: float) -> int:
+        """Whole ticks that ``seconds`` need."""
+        return math.ceil(seconds / self.tick - 1e-6)
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A zone's spot instances now: ``price`` in $/h for all nodes, and whether they can be had."""
+
+    zone: str
+    price: float
+    up: bool
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Since when (seconds from launch) a zone has been up, or down."""
+
+    up: bool
+    since: float
+
+
+@dataclass(frozen=True)
+class State:
+    """Where the job stands. ``place``: a zone, ``ON_DEMAND`` or None (idle, or just preempted);
+    ``overhead``: seconds of restart left before it works; ``work`` left in seconds; ``spent`` in dollars."""
+
+    work: float
+    place: str | None = None
+    overhead: float = 0.0
+    spent: float = 0.0
+    memory: Mapping[str, Memory] | None = None
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Begin a stay: spot in zone ``place``, or ``ON_DEMAND``."""
+
+    place: str
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Stay where the job is."""
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Hold nothing until the next tick; with a stay running, save a checkpoint and end it."""
+
+
+@dataclass(frozen=True)
+class Stop:
+    """End the run: ``reason`` is ``done``, ``budget reached`` or ``deadline``."""
+
+    reason: str
+
+
+Decision = Launch | Keep | Wait | Stop
+
+
+@dataclass(frozen=True)
+class ZonePlan:
+    chain: availability.Chain
+    price: float
+    table: program.Table
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What ``decide`` looks up; made by ``make_plan``. ``began`` is its time, in seconds from launch."""
+
+    job: Job
+    zones: Mapping[str, ZonePlan]
+    began: float
+    ticks: int
+    work: int
+    restart: int
+
+
+def make_plan(
+    job: Job,
+    zones: Sequence[str],
+    prior: availability.Prior,
+    start: datetime,
+    *,
+    prices: Mapping[str, float] | None = None,
+    began: float = 0.0,
+    work: float | None = None,
+) -> Plan:
+    """Solve each zone's program from ``start`` (the time of day counts) to the deadline.
+
+    ``prices`` are today's spot prices in $/h; a zone that is not in it costs what history says. To plan
+    again on the way, with more history, give ``began`` (seconds since launch; ``start`` is then that moment)
+    and the ``work`` left. Raises UserError for a job that makes no sense, Refused for one that on-demand
+    itself could not finish in time.
+    """
+    _check(job)
+    ticks = math.floor((job.deadline - began) / job.tick + 1e-6)
+    left, restart = job.ticks(job.work if work is None else work), job.ticks(job.restart)
+    if ticks < left + restart:
+        raise Refused(
+            f"{left + restart} ticks of {job.tick:g} s are needed, the deadline leaves {max(ticks, 0)}",
+            hint="allow more time, or split the work",
+        )
+    chains = {
+        zone: availability.chain(prior, zone, gap=job.tick, default_price=job.on_demand / 3) for zone in zones
+    }
+    known = {zone: (prices or {}).get(zone, chains[zone].price) for zone in zones}
+    cell = availability.cells(start, job.tick, ticks)
+    plans = {}
+    for zone in zones:
+        table = program.solve(
+            chains[zone].steps,
+            cell,
+            price=known[zone],
+            on_demand=job.on_demand,
+            work=left,
+            restart=restart,
+            stride=8 if len(zones) < 3 else 16,
+        )
+        plans[zone] = ZonePlan(chains[zone], known[zone], table)
+    return Plan(job, plans, began, ticks, left, restart)
+
+
+def observe(memory: Mapping[str, Memory] | None, offers: Sequence[Offer], now: float) -> dict[str, Memory]:
+    """The memory after looking at ``offers`` at ``now``; zones that are not offered are kept as they were."""
+    known = dict(memory or {})
+    for offer in offers:
+        before = known.get(offer.zone)
+        if before is None:
+            known[offer.zone] = Memory(offer.up, now - availability.FIRST_AGE)
+        elif before.up != offer.up:
+            known[offer.zone] = Memory(offer.up, now)
+    return known
+
+
+def decide(plan: Plan, state: State, offers: Sequence[Offer], now: float) -> Decision:
+    """What to do for the tick that begins at ``now`` (seconds since launch).
+
+    ``state.memory`` has seen ``offers`` already; ``state.place`` is None when the stay was just preempted.
+    """
+    job = plan.job
+    if state.work <= 1e-6:
+        return Stop("done")
+    if now >= job.deadline - 1e-6:
+        return Stop("deadline")
+    here = _Here(plan, state, {o.zone: o for o in offers if o.zone in plan.zones}, now)
+    choice = here.capped() if here.tight else here.cheapest()
+    if job.budget is not None:
+        affordable = here.room >= here.rate(choice) * job.tick / 3600 - 1e-9
+        if not affordable or (choice is None and here.penniless):
+            return Stop("budget reached")
+    if choice == state.place:
+        return Wait() if choice is None else Keep()
+    return Wait() if choice is None else Launch(choice)
+
+
+class _Here:
+    """One situation, and what each action would cost. Lives for one decision."""
+
+    def __init__(self, plan: Plan, state: State, offers: Mapping[str, Offer], now: float) -> None:
+        self.plan, self.state, self.offers, self.now = plan, state, offers, now
+        job = plan.job
+        self.t = min(int((now - plan.began) / job.tick + 1e-6), plan.ticks - 1)
+        self.work = job.ticks(state.work)
+        self.overhead = job.ticks(state.overhead) if state.place else 0
+        self.slack = plan.ticks - self.t - self.work
+        # More slack than the plan began with (work done elsewhere) is worth no less than that much.
+        self.column = min(self.slack, plan.ticks - plan.work)
+        self.up = [zone for zone, offer in offers.items() if offer.up]
+        self.room = math.inf if job.budget is None else job.budget - state.spent
+        self.tight = job.budget is not None and self._finish(self.overhead_of(ON_DEMAND)) > self.room
+
+    def overhead_of(self, place: str | None) -> int:
+        return self.overhead if place == self.state.place else self.plan.restart
+
+    def rate(self, place: str | None) -> float:
+        """$/h of ``place``."""
+        if place is None:
+            return 0.0
+        return self.plan.job.on_demand if place == ON_DEMAND else self.offers[place].price
+
+    def _finish(self, overhead: int, work: int | None = None) -> float:
+        """Dollars of finishing on-demand, with ``overhead`` ticks before it works."""
+        job = self.plan.job
+        return ((self.work if work is None else work) + overhead) * job.on_demand * job.tick / 3600
+
+    def allowed(self, place: str | None) -> bool:
+        """Whether on-demand can still finish in time, and be paid, if this tick goes to ``place``."""
+        pending = self.overhead_of(place) if place else 1
+        work = self.work - (place is not None and pending == 0)
+        slack = self.slack - (pending > 0)
+        after = max(pending - 1, 0) if place == ON_DEMAND else self.plan.restart
+        if work > 0 and slack < after:
+            return False
+        paid = self.rate(place) * self.plan.job.tick / 3600
+        return self.room - paid >= (self._finish(after, work) if work else 0.0) - 1e-9
+
+    def later(self, zone: str) -> NDArray[np.float32]:
+        """Expected costs after this tick, by mode and slack, in the program of ``zone``."""
+        one = self.plan.zones[zone]
+        seen = (self.state.memory or {}).get(zone, Memory(zone in self.up, self.now - availability.FIRST_AGE))
+        table: NDArray[np.float32] = one.table.later[one.table.slab[self.t]]
+        here: NDArray[np.float32] = table[availability.state_of(seen.up, self.now - seen.since)]
+        return here
+
+    def cost(self, place: str | None, zone: str) -> float:
+        """Expected cost of this tick at ``place`` and all that follows, in the program of ``zone``."""
+        later, m = self.later(zone), program.modes(self.plan.restart)
+        if place is None:
+            return float(later[0, self.column - 1])
+        first = 1 if place == ON_DEMAND else 1 + m
+        pending = self.overhead_of(place)
+        now = self.plan.zones[zone].price if place == zone else self.rate(place)
+        if pending:
+            return now + float(later[first + pending - 1, self.column - 1])
+        return now + float(later[first, self.column])
+
+    def start_cost(self, zone: str) -> float:
+        """What choosing ``zone`` over another costs: its price now will hold for about as long as a stay."""
+        one = self.plan.zones[zone]
+        shift = self.offers[zone].price - one.price
+        return self.cost(zone, zone) + shift * min(self.work, 1 / one.chain.turn_down)
+
+    def cheapest(self) -> str | None:
+        """The action of least expected cost among those that keep deadline and budget."""
+        place = self.state.place
+        spots = [zone for zone in self.up if self.allowed(zone)]
+        fixed = [p for p in (None, ON_DEMAND) if self.allowed(p)]
+        if place in spots:
+            focus = str(place)
+        elif spots:
+            focus = min(spots, key=self.start_cost)
+        else:
+            if not fixed:
+                return place if place is not None else ON_DEMAND
+            names = list(self.offers) or list(self.plan.zones)
+            focus = min(names, key=lambda zone: self.cost(fixed[0], zone))
+        options = [*fixed, focus] if spots else fixed
+        return min(options, key=lambda p: (self.cost(p, focus), p != place))
+
+    def capped(self) -> str | None:
+        """The budget cannot pay for finishing on-demand: the most work for the money that is left."""
+        job, place = self.plan.job, self.state.place
+        left = self.plan.ticks - self.t
+        if self.room >= left * job.on_demand * job.tick / 3600 and self._useful(ON_DEMAND):
+            return place if place in self.up else ON_DEMAND
+        if place in self.up:
+            return place
+        useful = [zone for zone in self.up if self._useful(zone)]
+        return min(useful, key=lambda zone: self.offers[zone].price, default=None)
+
+    def _useful(self, place: str) -> bool:
+        """Whether a stay at ``place`` would still do some work before the deadline and within the budget."""
+        ticks = self.overhead_of(place) + 1
+        paid = ticks * self.rate(place) * self.plan.job.tick / 3600
+        return self.plan.ticks - self.t >= ticks and self.room >= paid
+
+    @property
+    def penniless(self) -> bool:
+        """Whether no stay anywhere could do any more work within the budget."""
+        cheapest = min([self.plan.job.on_demand, *(o.price for o in self.offers.values())])
+        return self.room < (self.plan.restart + 1) * cheapest * self.plan.job.tick / 3600
+
+
+def _check(job: Job) -> None:
+    for name in ("work", "deadline", "on_demand", "tick"):
+        if not (math.isfinite(getattr(job, name)) and getattr(job, name) > 0):
+            raise UserError(f"{name} must be above 0, not {getattr(job, name)!r}")
+    if job.restart < 0 or (job.budget is not None and not job.budget > 0):
+        raise UserError("restart must not be negative, and a budget must be above 0")

@@ -1,0 +1,420 @@
+"""The agent around a trainer of the standard library: what it restores, commits, publishes and records."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+import launcher
+from launcher.agent import watch
+from launcher.agent.metrics import MetricsFile
+from launcher.artifacts import checkpoints, registry
+from launcher.artifacts.store import FileStore
+from launcher.artifacts.uri import ArtifactRef, parse_ref
+from launcher.lineage.mlflow_client import connected
+from tests.rig import Rig, make_rig
+
+if TYPE_CHECKING:
+    from tests.unit.conftest import S3Server
+
+AGENT = Path(launcher.__file__).parent / "agent"
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    with make_rig(tmp_path) as made:
+        yield made
+
+
+def model(rig: Rig) -> Any:
+    return registry.resolve(rig.store, ArtifactRef("toy-model"))
+
+
+def kinds(events: list[dict[str, Any]]) -> list[str]:
+    """The events' types without those that come with time."""
+    return [event["type"] for event in events if event["type"] not in ("metrics", "system")]
+
+
+def points(events: list[dict[str, Any]]) -> dict[int, float]:
+    """The loss by step."""
+    found = [point for event in events if event["type"] == "metrics" for point in event["points"]]
+    return {point["step"]: point["value"] for point in found if point["key"] == "loss"}
+
+
+# A whole run
+
+
+def test_a_run_is_committed_published_and_recorded(rig: Rig) -> None:
+    printed = rig.run("25", "save=10", "sleep=0.05")
+    assert [step.step for step in checkpoints.committed(rig.store, rig.run_id)] == [25, 20]
+    made = model(rig)
+    assert made.metadata["step"] == 25
+    assert made.base == f"checkpoints/{rig.run_id}/iter_0000025", "not copied"
+    assert (made.inputs, made.producer["run_id"], made.producer["attempt"]) == ({}, rig.run_id, 1)
+    assert made.producer["git_sha"] == "abc"
+    assert made.producer["versions"]["python"]
+    assert made.producer["mlflow_run_id"] is None
+    hours, cost = made.producer["hours"], made.producer["cost_usd"]
+    assert cost == pytest.approx(hours * 3600, abs=0.01)
+    assert cost > 0.3
+    events = rig.journal(1)
+    assert kinds(events)[0] == "attempt_started"
+    assert kinds(events)[-2:] == ["output", "attempt_ended"]
+    assert set(kinds(events)[1:-2]) == {"checkpoint"}
+    assert events[0]["run"]["fingerprint"] == "f" * 64
+    assert events[0]["params"] == {"train.lr": "0.5"}
+    assert events[-1]["status"] == "succeeded"
+    assert list(points(events)) == list(range(1, 26))
+    assert events[-2]["manifest"]["version"] == 1
+    assert "[nemo-sky] committed checkpoint 25 (" in printed
+    assert "[nemo-sky] published art://toy-model:v1" in printed
+    assert rig.alive() == []
+
+
+def test_the_script_gets_its_contract(rig: Rig) -> None:
+    rig.config = {
+        "checkpoint": "${x}$NEMO_SKY_CHECKPOINTS/a",
+        "all": ["$NEMO_SKY_OUTPUT", "$NEMO_SKY_INPUTS/data", {"w": "$NEMO_SKY_WORK"}],
+        "lr": 1e-4,
+        "none": None,
+        "text": "1e-4",
+    }
+    rig.job |= {"output": None}
+    code = "import os, json; print('ENV', json.dumps({k: v for k, v in os.environ.items() if 'NEMO' in k}))"
+    printed = rig.run(sys.executable, "-c", code)
+    env = json.loads(printed.split("ENV ")[1].splitlines()[0])
+    names = ("CHECKPOINTS", "OUTPUT", "INPUTS", "METRICS", "METADATA", "CONFIG", "WORK")
+    paths = {name: Path(env[f"NEMO_SKY_{name}"]) for name in names}
+    assert all(path.is_relative_to(rig.work) for path in paths.values())
+    assert env["NEMO_SKY_ATTEMPT"] == "1"
+    assert yaml.safe_load(paths["CONFIG"].read_text()) == {
+        "checkpoint": "${x}" + str(rig.work / "checkpoints" / "a"),
+        "all": [str(rig.work / "output"), str(rig.work / "inputs/data"), {"w": str(rig.work)}],
+        "lr": 1e-4,
+        "none": None,
+        "text": "1e-4",
+    }
+
+
+def test_an_interrupted_run_resumes_and_ends_as_if_it_had_not_been(rig: Rig, tmp_path: Path) -> None:
+    whole = rig.run("40", "save=10").split("final loss ")[1].split()[0]
+    rig.run_id += "-b"
+    process = rig.start("40", "save=10", "sleep=0.1")
+    rig.until(lambda: checkpoints.newest(rig.store, rig.run_id))
+    process.terminate()
+    printed = rig.finish(process, 75)
+    saved = checkpoints.newest(rig.store, rig.run_id)
+    assert saved is not None
+    assert f"saved at {saved.step}" in printed
+    assert kinds(rig.journal(1))[-2:] == ["checkpoint", "attempt_ended"]
+    assert rig.journal(1)[-1]["status"] == "interrupted"
+    # Another node: nothing of the first is there.
+    printed = rig.run("40", "save=10", NEMO_SKY_WORK=str(tmp_path / "other"))
+    assert f"starts at {saved.step} of 40" in printed
+    assert f"final loss {whole}" in printed
+    events = rig.journal(2)
+    assert kinds(events)[:2] == ["attempt_started", "restored"]
+    assert min(points(events)) == saved.step + 1
+    made = model(rig)
+    assert made.producer["attempt"] == 2
+    both = events[-1]["cost_usd"] + rig.journal(1)[-1]["cost_usd"]
+    assert made.producer["cost_usd"] == pytest.approx(both, abs=0.3), "it cost what all attempts cost"
+
+
+def test_what_was_not_committed_is_not_resumed(rig: Rig) -> None:
+    """A checkpoint that only this node has would be one that other nodes lack."""
+    rig.run("20", "save=10", "at=15", code=3)
+    local = rig.work / "checkpoints" / "iter_0000015"
+    local.mkdir()
+    (local / "state-0.json").write_text("{}")
+    (local.parent / "latest_checkpointed_iteration.txt").write_text("15")
+    assert "starts at 10 of 20" in rig.run("20", "save=10")
+    rig.run_id += "-none"
+    assert "starts at 0 of 20" in rig.run("20", "save=30")
+
+
+def test_a_directory_output_is_published_with_its_inputs(rig: Rig, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "text.jsonl").write_text("{}\n")
+    meta = {"total_sequences": 1, "train": "text.jsonl"}
+    registry.import_path(rig.store, data, "toy-data", "rl-data", meta)
+    rig.job |= {
+        "inputs": {"data": {"ref": "art://toy-data:v1"}, "raw": {"path": str(data)}},
+        "output": {"name": "toy-report", "type": "eval-report"},
+        "checkpoints": None,
+        "price_per_hour": None,
+    }
+    rig.config = {
+        "train": "${art:data,path}/${art:data,train}",
+        "n": "${art:data,total_sequences}",
+        "raw": "${art:raw}",
+    }
+    script = (
+        'cat "$NEMO_SKY_INPUTS/data/text.jsonl" "$NEMO_SKY_INPUTS/raw/text.jsonl";'
+        'mkdir "$NEMO_SKY_OUTPUT"; echo x > "$NEMO_SKY_OUTPUT/plot.png";'
+        'echo "{\\"scores\\": {\\"acc\\": 0.5}}" > "$NEMO_SKY_METADATA"'
+    )
+    rig.run("bash", "-c", script)
+    config = yaml.safe_load((rig.work / "config.yaml").read_text())
+    assert config == {
+        "train": f"{rig.work}/inputs/data/text.jsonl",
+        "n": 1,
+        "raw": f"{rig.work}/inputs/raw",
+    }
+    made = registry.resolve(rig.store, ArtifactRef("toy-report"))
+    assert made.inputs == {"data": "art://toy-data:v1", "raw": f"file://{data}"}
+    assert made.producer["cost_usd"] is None, "unknown is not free"
+    assert [file.path for file in made.files] == ["plot.png"]
+    uris = [item["uri"] for item in rig.journal(1)[0]["inputs"]]
+    assert uris == ["art://toy-data:v1", f"file://{data}"]
+
+
+def test_the_same_over_s3(rig: Rig, s3_server: S3Server, tmp_path: Path) -> None:
+    store = s3_server.store()
+    rig.job |= {"artifacts": store.url, "s3_endpoint": s3_server.endpoint}
+    rig.run("20", "save=10", "at=15", code=3)
+    assert "starts at 10 of 20" in rig.run("20", "save=10", NEMO_SKY_WORK=str(tmp_path / "other"))
+    data = {"inputs": {"model": {"ref": "art://toy-model:latest"}}, "output": None, "checkpoints": None}
+    rig.job |= data
+    rig.run_id += "-eval"
+    printed = rig.run("bash", "-c", "cat $NEMO_SKY_INPUTS/model/state-0.json")
+    assert '"step": 20' in printed
+
+
+# How it fails
+
+
+@pytest.mark.parametrize(
+    ("change", "command", "code", "message"),
+    [
+        ({}, "exit 9", 9, "the command exited with 9; no checkpoint was saved"),
+        ({}, "kill -9 $$", 137, "the command was killed by signal 9"),
+        ({}, "true", 65, "wrote no $NEMO_SKY_OUTPUT and its last checkpoint is not committed"),
+        ({}, "mkdir $NEMO_SKY_OUTPUT; echo x > $NEMO_SKY_OUTPUT/w", 65, "'step' is missing"),
+        ({}, "echo '{' > $NEMO_SKY_METADATA; mkdir $NEMO_SKY_OUTPUT", 65, "$NEMO_SKY_METADATA is not JSON"),
+        ({}, "echo '[]' > $NEMO_SKY_METADATA", 65, "must hold a JSON object"),
+        ({"output": {"name": "o", "type": "rl-data"}}, "true", 65, "wrote nothing to $NEMO_SKY_OUTPUT"),
+        ({"inputs": {"d": {"ref": "art://toy-dtaa:v1"}}}, "true", 66, "no artifact 'toy-dtaa'"),
+        ({"inputs": {"d": {"path": "/no/such"}}}, "true", 66, "there is no file or folder /no/such"),
+        ({"artifacts": "/proc/nowhere"}, "true", 69, "cannot"),
+        ({"output": {"name": "x"}}, "true", 2, "output must have a name and a type"),
+    ],
+)
+def test_a_failure_has_its_code_and_its_reason(
+    rig: Rig, change: dict[str, Any], command: str, code: int, message: str
+) -> None:
+    rig.job |= change
+    printed = rig.run("bash", "-c", command, code=code)
+    assert message in printed
+    if code not in (2, 69):
+        last = rig.journal(1)[-1]
+        assert (last["status"], last["exit_code"]) == ("failed", code)
+        assert message in last["reason"]
+
+
+def test_a_command_that_cannot_start_says_so(rig: Rig) -> None:
+    printed = rig.run("/no/such/program", code=127)
+    assert "cannot run /no/such/program: No such file" in printed
+
+
+def test_a_signal_before_the_command_ends_the_attempt(rig: Rig) -> None:
+    """Node 0 waits for a node that never comes."""
+    process = rig.start("10", SKYPILOT_NUM_NODES="2")
+    rig.until(lambda: rig.store.get_bytes(f"runs/{rig.run_id}/attempts/1.json"))
+    rig.until(lambda: (rig.work / "journal-1.jsonl").exists())
+    process.terminate()
+    assert "before the command ran" in rig.finish(process, 75)
+    assert rig.journal(1)[-1]["status"] == "interrupted"
+
+
+def test_a_store_that_fails_in_mid_run_is_waited_for(rig: Rig, tmp_path: Path) -> None:
+    process = rig.start("60", "save=10", "sleep=0.05", NEMO_SKY_STORE_RETRY_S="20")
+    rig.until(lambda: checkpoints.newest(rig.store, rig.run_id))
+    store, away = tmp_path / "store", tmp_path / "away"
+    store.rename(away)
+    store.write_text("in the way")
+    reader = process.stdout
+    assert reader is not None
+    while "cannot be committed now" not in reader.readline():
+        assert process.poll() is None
+    store.unlink()
+    away.rename(store)
+    rig.finish(process, 0)
+    assert model(rig).metadata["step"] == 60
+    assert list(points(rig.journal(1))) == list(range(1, 61))
+
+
+def test_a_store_that_stays_away_fails_the_run_at_its_end(rig: Rig, tmp_path: Path) -> None:
+    process = rig.start("40", "save=10", "sleep=0.05")
+    rig.until(lambda: checkpoints.newest(rig.store, rig.run_id))
+    (tmp_path / "store").rename(tmp_path / "away")
+    (tmp_path / "store").write_text("in the way")
+    printed = rig.finish(process, 69)
+    assert "rank 0 final loss" in printed, "the training went on"
+    assert "its last checkpoint could not be committed" in printed
+
+
+def test_a_tracker_that_is_down_costs_a_warning(rig: Rig) -> None:
+    rig.job["tracking"] = "http://127.0.0.1:9"
+    printed = rig.run("20", "save=10")
+    assert printed.count("the run goes on without MLflow") == 1
+    assert model(rig).producer["mlflow_run_id"] is None
+
+
+# What MLflow shows
+
+
+def test_mlflow_is_followed_live_with_system_metrics(rig: Rig, tracking: str) -> None:
+    rig.job["tracking"] = tracking
+    process = rig.start("2000", "save=1000", "sleep=0.05", MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING="true")
+
+    def run() -> Any:
+        with connected(tracking) as client:
+            found = client.search_runs(
+                [item.experiment_id for item in client.search_experiments()],
+                f"tags.`nemo_sky.run_id` = '{rig.run_id}'",
+            )
+        return found[0] if found else None
+
+    rig.until(lambda: (seen := run()) and "system/cpu_utilization_percentage" in seen.data.metrics, 60)
+    assert run().info.status == "RUNNING"
+    assert run().data.params["train.lr"] == "0.5"
+    process.terminate()
+    rig.finish(process, 75)
+    ended = run()
+    assert ended.info.status == "KILLED"
+    losses = points(rig.journal(1))
+    with connected(tracking) as client:
+        history = client.get_metric_history(ended.info.run_id, "loss")
+    assert {point.step: point.value for point in history} == losses
+
+
+# Checkpoints in the background
+
+
+def test_the_trainer_may_remove_what_is_being_uploaded(rig: Rig) -> None:
+    """It keeps one; every checkpoint that is committed is whole all the same."""
+    rig.job["checkpoints"] = {"keep": 100}
+    rig.run("40", "save=2", "sleep=0.05", "keep=1", "size=3000000")
+    done = checkpoints.committed(rig.store, rig.run_id)
+    assert done[0].step == 40
+    assert all([file.path for file in item.files] == ["shard-0.bin", "state-0.json"] for item in done)
+
+
+def test_those_in_between_are_skipped_and_the_newest_is_committed(rig: Rig) -> None:
+    rig.job["checkpoints"] = {"keep": 1000}
+    rig.run("200", "save=1", "size=200000")
+    steps = [item.step for item in checkpoints.committed(rig.store, rig.run_id)]
+    assert steps[0] == 200
+    assert len(steps) < 100
+
+
+def test_a_checkpoint_is_held_while_its_trainer_removes_it(tmp_path: Path) -> None:
+    folder = tmp_path / "iter_0000001"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "deep" / "a").write_text("a")
+    held = watch.hold(folder)
+    subprocess.run(["rm", "-r", folder], check=True)
+    assert watch.names_in(held) == {"deep/a"}
+    assert watch.names_in(watch.hold(folder)) == set()
+
+
+# Metrics
+
+
+def test_only_numbers_are_metrics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "m.jsonl"
+    file = MetricsFile(path)
+    assert file.points() == []
+    path.write_text('{"step": 1, "ts": 2000, "a": 1, "b": "x", "c": true, "d": null}\nnot json\n[1]\n{"a": 2')
+    first = file.points()
+    assert first == [{"key": "a", "value": 1, "step": 1, "ts": 2.0}]
+    with path.open("a") as more:
+        more.write('}\n\n{"step": 3, "b": "y", "a": NaN}\n{"step": "x", "a": 1}\n{"step": 5, "z": 1}')
+    second = file.points()
+    assert [(p["key"], p["step"]) for p in second] == [("a", 1), ("a", 3)]
+    assert abs(second[0]["ts"] - time.time()) < 60
+    assert [p["key"] for p in file.points(final=True)] == ["z"]
+    said = capsys.readouterr().err
+    assert said.count("b is not a number") == 1
+    assert said.count("no JSON object") == 1
+
+
+@given(st.lists(st.integers(0, 200)), st.integers(1, 50))
+def test_however_the_file_grows_no_point_is_lost(cuts: list[int], count: int) -> None:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "m.jsonl"
+        text = "".join(json.dumps({"step": i, "loss": i / 2}) + "\n" for i in range(count)).encode()
+        file, seen = MetricsFile(path), []
+        for at in [*sorted(min(cut, len(text)) for cut in cuts), len(text)]:
+            path.write_bytes(text[:at])
+            seen += file.points()
+        assert [point["step"] for point in seen] == list(range(count))
+
+
+# What it needs
+
+
+def test_it_runs_without_the_launchers_libraries(rig: Rig, tmp_path: Path) -> None:
+    """As in a vendor's container: an import of any of these fails."""
+    blocked = ("typer", "click", "rich", "omegaconf", "sky", "torch", "ray", "boto3", "mlflow")
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\n"
+        "class Block:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name.split('.')[0] in {blocked!r}:\n"
+        "            raise ImportError('blocked: ' + name)\n"
+        "sys.meta_path.insert(0, Block())\n"
+    )
+    probe = subprocess.run(
+        [sys.executable, "-c", "import rich"], env={"PYTHONPATH": str(tmp_path)}, capture_output=True
+    )
+    assert b"blocked: rich" in probe.stderr
+    printed = rig.run("20", "save=10", PYTHONPATH=str(tmp_path))
+    assert "published art://toy-model:v1" in printed
+
+
+def test_its_own_imports_stay_within_its_bounds() -> None:
+    allowed = {"agent", "artifacts", "lineage", "errors"}
+    for path in AGENT.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names: list[str] = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+            for name in names:
+                first, _, rest = name.partition(".")
+                if first == "launcher":
+                    assert rest.split(".")[0] in allowed, f"{path.name} imports {name}"
+                else:
+                    assert first in sys.stdlib_module_names | {"yaml", "mlflow"}, (
+                        f"{path.name} imports {name}"
+                    )
+
+
+def test_inputs_are_never_unpinned_in_the_journal(rig: Rig, tmp_path: Path) -> None:
+    (tmp_path / "f").write_text("x")
+    meta = {"total_sequences": 1, "train": "f"}
+    store = FileStore(Path(rig.job["artifacts"]))
+    registry.import_path(store, tmp_path / "f", "toy-data", "rl-data", meta)
+    rig.job |= {"inputs": {"d": {"ref": "art://toy-data"}}, "output": None}
+    rig.run("true")
+    (item,) = rig.journal(1)[0]["inputs"]
+    assert parse_ref(item["uri"]).version == 1
+    assert item["digest"]
