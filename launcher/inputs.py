@@ -55,8 +55,6 @@ def wanted(spec: Runspec, values: Mapping[str, Any], root: Path) -> dict[str, In
     overrides = values.get("run") or {}
     result = {}
     for name, declared in spec.sky.inputs.items():
-        if name in overrides and overrides[name] is None:
-            continue
         text = overrides.get(name, declared)
         if text is None:  # `run.data: null`: this config does without it, as mock data does
             continue

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from launcher import clusters, config, inputs, provenance, runspec, task
+from launcher import clusters, config, fit, inputs, provenance, runspec, task
 from launcher.errors import UserError, did_you_mean
 from launcher.project import Project
 
@@ -110,6 +110,7 @@ def plans(request: Request, project: Project, specs: Sequence[runspec.Runspec]) 
         config_name = request.config or spec.config.default
         composed = compose(spec, config_name, overrides[spec.name])
         spec = sized(spec, composed)
+        _require_divisible(spec, profile, request, composed)
         wanted = inputs.wanted(spec, composed.values, project.root)
         result.append(_plan(spec, profile, config_name, composed, wanted, request, project))
     return result
@@ -155,6 +156,20 @@ def sized(spec: runspec.Runspec, composed: config.Composed) -> runspec.Runspec:
             raise UserError("run.accelerator must be a GPU type or a list of them", where=None)
         sky = replace(sky, accelerator=tuple(kinds))
     return replace(spec, resources=resources, sky=sky)
+
+
+def _require_divisible(
+    spec: runspec.Runspec, profile: clusters.Profile, request: Request, composed: config.Composed
+) -> None:
+    """Raises UserError when the config's parallelism does not go into the GPUs that the task asks for."""
+    shape = task.shape_of(spec, profile, request.nodes)
+    if profile.backend == "local" or not shape.gpus_per_node:
+        return  # as many as this machine has: the trainer itself says so
+    for key, message in fit.divides(composed.values, shape.nodes * shape.gpus_per_node):
+        place = composed.origin.get(key, "")
+        file, _, line = place.rpartition(":")
+        where = f"{spec.script_path.parent / file}:{line}" if line.isdigit() else None
+        raise UserError(f"{key}: {message}", where=where, hint="change the degrees, --nodes or the profile")
 
 
 def pin(plan: Plan, request: Request, project: Project, store: Store, made: Mapping[str, Manifest]) -> Plan:

@@ -240,9 +240,8 @@ def _hub_files(source: Source) -> list[tuple[str, str, int]]:
         ) from None
     except (HfHubHTTPError, OSError) as error:
         raise ConfigError(f"source {source.name}: cannot reach the hub: {error}") from None
-    listed = [
-        (f"{HUB}{name}@{info.sha}/{file.rfilename}", file.rfilename, file.size or 0) for file in info.siblings or []
-    ]
+    base, found = f"{HUB}{name}@{info.sha}", info.siblings or []
+    listed = [(f"{base}/{file.rfilename}", file.rfilename, file.size or 0) for file in found]
     if source.subset:
         wanted = source.subset
         listed = [

@@ -115,11 +115,12 @@ class Run:
             assert time.monotonic() < deadline
             time.sleep(0.005)
         # torchrun gives every rank a session of its own.
-        everything = [*psutil.Process(self.process.pid).children(recursive=True), self.process]
-        for process in everything:
-            process.kill()
-        psutil.wait_procs(everything[:-1], timeout=60)
+        ranks = psutil.Process(self.process.pid).children(recursive=True)
+        for rank in ranks:
+            rank.kill()
+        self.process.kill()
         self.process.wait()
+        psutil.wait_procs(ranks, timeout=60)
 
     def losses(self) -> dict[int, float]:
         lines = map(json.loads, (self.folder / "metrics.jsonl").read_text().splitlines())
@@ -178,5 +179,8 @@ def test_pretrain_kill_resume_at_another_tp_then_sft(
     tuned.finish()
     losses = tuned.losses()
     assert set(losses) == set(range(1, STEPS + 1))
-    assert losses[STEPS] < losses[1] < 6.3  # a fresh model's would be log(512) = 6.24 and more
+    assert losses[STEPS] < losses[1]
+    log = (tuned.folder / "log.txt").read_text(errors="replace")
+    assert f"successfully loaded checkpoint from {tmp_path / 'sft/base'}" in log
+    assert f"at iteration {STEPS}" in log
     assert json.loads((tuned.folder / "metadata.json").read_text())["step"] == STEPS

@@ -1,4 +1,4 @@
-"""What the Bridge stages do around Megatron-Bridge, without it: gate, settings, checkpoints, data, RL, eval."""
+"""What the Bridge stages do around Megatron-Bridge, without it: gate, settings, checkpoints, RL, eval."""
 
 from __future__ import annotations
 

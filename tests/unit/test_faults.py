@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from launcher import checks, faults, fit, inputs, plan, project, runspec
+from launcher.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 FAMILIES = ("nano3", "dense")
@@ -182,7 +183,7 @@ def test_a_config_says_its_size_and_does_without_data() -> None:
     one = planned("1gpu")
     task = plan.to_task(one, where, job_dir="x")
     assert (one.nodes, task["resources"]["accelerators"]) == (1, "H200:1")
-    assert planned("1gpu", nodes=3).nodes == 3
+    assert planned("1gpu", nodes=2).nodes == 2
     assert list(planned("smoke").inputs) == ["model"]
 
 
@@ -204,3 +205,17 @@ def test_memory_follows_what_a_person_would_expect() -> None:
 def test_a_wrong_size_is_refused(copy: Path) -> None:
     replaced("nano3/sft/config/lora.yaml", "nodes: 1", "nodes: 0")(copy)
     assert any("run.nodes must be a whole number from 1, not 0" in line for line in found(copy))
+
+
+def test_a_launch_refuses_parallelism_that_does_not_divide() -> None:
+    where = project.read(ROOT)
+
+    def planned(*overrides: str, nodes: int | None = None) -> None:
+        request = plan.Request("nano3", "pretrain", cluster="any", overrides=overrides, nodes=nodes)
+        plan.plans(request, where, plan.select(request, where))
+
+    planned(nodes=4)
+    with pytest.raises(UserError, match="TP 3 x PP 1 x CP 1 = 3 does not divide 16 GPUs"):
+        planned("model.tensor_model_parallel_size=3")
+    with pytest.raises(UserError, match="not a multiple of micro batch 1 x 6 copies"):
+        planned(nodes=3)
