@@ -30,6 +30,7 @@ START_S = 120.0
 JOIN_S = 300.0
 VANISHED_S = 15.0  # how long the head may not answer
 _POLL_S = 0.2
+_SERVE_S = 0.5
 
 # Counts the nodes through Ray's public interface, in a process of its own: the agent never imports ray.
 _WAIT_FOR_NODES = """
@@ -130,7 +131,7 @@ class RayNode:
                 answered = time.monotonic()
             elif time.monotonic() - answered > VANISHED_S:
                 raise Ended(FAILED, f"the Ray head at {self.address} has vanished")
-            time.sleep(1.0)
+            time.sleep(_SERVE_S)
 
     def stop(self) -> None:
         """End this node's Ray and remove its files. All that it ran is over: there is nothing to drain."""

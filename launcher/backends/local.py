@@ -80,17 +80,13 @@ def cancel(run_dir: Path, grace_s: float | None = None) -> None:
 
     A KeyboardInterrupt while it saves kills it, and is raised again when nothing is left.
     """
-    state = status(run_dir)
-    if not state.active:
-        return
-    _signal(state)
     try:
-        if not _ends(run_dir, grace_s):
-            _signal(state)
-            _ends(run_dir, KILL_S)
+        if not _stop(run_dir, grace_s):
+            _stop(run_dir, KILL_S)
     except KeyboardInterrupt:
-        _signal(state)
-        _ends(run_dir, KILL_S)
+        # The first signal may not have been sent yet: then the second asks, and the third kills.
+        if not _stop(run_dir, KILL_S):
+            _stop(run_dir, KILL_S)
         raise
 
 
@@ -130,14 +126,12 @@ def _alive(state: State) -> bool:
     return state.pid is not None and supervisor.process_start(state.pid) == state.pid_start
 
 
-def _signal(state: State) -> None:
-    if state.pid is not None and _alive(state):
+def _stop(run_dir: Path, seconds: float | None) -> bool:
+    """Signal the supervisor; whether the run, and it, end within ``seconds`` (None: it sees to that)."""
+    state = status(run_dir)
+    if state.active and state.pid is not None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(state.pid, signal.SIGTERM)
-
-
-def _ends(run_dir: Path, seconds: float | None) -> bool:
-    """Whether the run ends within ``seconds`` (None: the supervisor sees to it), its supervisor too."""
     deadline = None if seconds is None else time.monotonic() + seconds
     while (state := status(run_dir)).active or _alive(state):
         if deadline is not None and time.monotonic() > deadline:

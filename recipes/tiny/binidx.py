@@ -32,10 +32,8 @@ class ShardWriter:
 
     def add(self, tokens: Sequence[int]) -> None:
         """Append one document."""
-        import torch
-
         ids = np.asarray(tokens, dtype=np.int64)
-        self._builder.add_document(torch.from_numpy(ids), [len(ids)])
+        self._builder.add_document(ids, [len(ids)])
         self.counts += np.bincount(ids, minlength=len(self.counts))
 
     def finish(self) -> bool:

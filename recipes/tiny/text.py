@@ -73,14 +73,15 @@ def units(source: Source, seed: int) -> list[Unit]:
     if root.is_file():
         files = {root.name: root}
     else:
-        files = {str(path.relative_to(root)): path for path in root.glob(source.pattern) if path.is_file()}
+        # A link to nowhere is kept: it is a document that cannot be read, and is counted as one.
+        files = {str(path.relative_to(root)): path for path in root.glob(source.pattern) if not path.is_dir()}
         if source.path == STDLIB:
             files = {name: path for name, path in files.items() if not _NOT_LIBRARY & {*Path(name).parts}}
     require(bool(files), f"source.pattern: no file in {root} matches {source.pattern!r}")
     chosen: list[Unit] = []
     left = source.max_bytes
     for name in sorted(files, key=lambda name: (uniform(seed, name), name)):
-        size = files[name].stat().st_size
+        size = size_of(files[name])
         if left is None:
             chosen.append(Unit(str(files[name]), name))
             continue
@@ -94,6 +95,14 @@ def units(source: Source, seed: int) -> list[Unit]:
         if left == 0:
             break
     return chosen
+
+
+def size_of(path: Path) -> int:
+    """In bytes; 0 for what cannot be read."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def documents(unit: Unit, text_key: str) -> Iterator[Document]:

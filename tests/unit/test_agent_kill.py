@@ -126,7 +126,7 @@ def test_killing_all_in_mid_training_changes_nothing_in_the_end(rig: Rig) -> Non
 
 def test_a_kill_during_an_upload_leaves_nothing_that_is_used(rig: Rig, tmp_path: Path) -> None:
     """Killed with a part of checkpoint 20 in the store, the run goes on from 10."""
-    process = rig.start("20", "save=10", "sleep=0.2", "size=60000000")
+    process = rig.start("20", "save=10", "sleep=0.05", "size=60000000")
     second = tmp_path / "store" / "checkpoints" / rig.run_id / "iter_0000020"
     rig.until(lambda: any(second.glob("*-0.*")))
     process.kill()
@@ -157,14 +157,14 @@ def run_dir(rig: Rig) -> Iterator[Path]:
 
 
 def test_killing_the_supervisor_loses_nothing(rig: Rig, run_dir: Path) -> None:
-    task = {"run": f"{RUN} 60 save=100 sleep=0.1", "envs": rig.env_of_task()}
-    local.submit(run_dir, task)
+    task = {"run": f'{RUN} 60 save=100 sleep="$PAUSE"'}
+    local.submit(run_dir, {**task, "envs": {**rig.env_of_task(), "PAUSE": "0.1"}})
     rig.until(lambda: any("starts at 0" in line for line in local.follow(run_dir, wait=False)))
     pid = local.status(run_dir).pid
     assert pid
     os.kill(pid, signal.SIGKILL)
     rig.until(lambda: local.status(run_dir).status == "LOST")
-    local.submit(run_dir, task)
+    local.submit(run_dir, {**task, "envs": {**rig.env_of_task(), "PAUSE": "0"}})
     saved = checkpoints.newest(rig.store, rig.run_id)
     assert saved, "the agent was told, its trainer saved, and it committed that"
     lines = list(local.follow(run_dir))
@@ -190,7 +190,7 @@ def test_two_nodes_make_one_checkpoint_and_resume_from_it(rig: Rig, run_dir: Pat
     (run_dir / "1").mkdir()
     (run_dir / "2").mkdir()
     run = f'{RUN} 60 save=20 sleep="$PAUSE" at=${{AT:-0}} ranks=2 shared={run_dir}/$NEMO_SKY_ATTEMPT'
-    stop_at = {"PAUSE": "0.05", "AT": "50"}
+    stop_at = {"PAUSE": "0.04", "AT": "50"}
     local.submit(run_dir, {**task, "run": run, "envs": {**task["envs"], **stop_at}})  # type: ignore[dict-item]
     lines = list(local.follow(run_dir))
     state = local.status(run_dir)

@@ -219,7 +219,7 @@ def make_callback(settings: Settings, stop: StopRequest) -> Any:
         def on_log(
             self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **rest: Any
         ) -> None:
-            if not logs or "reward" not in logs:
+            if not logs or "loss" not in logs:  # the closing summary has rewards left over, but no step
                 return
             now, steps = time.monotonic(), max(1, state.global_step - self.step)
             seconds = (now - self.since) / steps

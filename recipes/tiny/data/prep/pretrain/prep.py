@@ -153,7 +153,7 @@ def tokenise(settings: Settings, units: list[text.Unit], encoder: Any) -> Summar
         for split in SPLITS
         for shard in range(settings.shards if split == "train" else 1)
     }
-    bar = Progress("tokenise", sum(unit.limit or Path(unit.path).stat().st_size for unit in units), "bytes")
+    bar = Progress("tokenise", sum(unit.limit or text.size_of(Path(unit.path)) for unit in units), "bytes")
     batches = raydata.stream(
         [vars(unit) for unit in units],
         read_documents,
