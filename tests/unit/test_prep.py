@@ -265,3 +265,36 @@ def test_the_end_of_a_document_is_a_token(tokenizer: Path) -> None:
         pretrain.end_of_document(text, "</nothing>")
     with pytest.raises(ConfigError, match="is not a tokenizer"):
         settings_of.tokenizer_text(str(tokenizer / "tokenizer_config.json"))
+
+
+def test_a_receipt_counts_only_while_its_files_are_whole(tokenizer: Path, tmp_path: Path) -> None:
+    source = tmp_path / "text.jsonl"
+    source.write_text("".join(json.dumps({"text": f"document {n}"}) + "\n" for n in range(20)))
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / "tokenizer.json").write_text((tokenizer / "tokenizer.json").read_text())
+    (shard,) = shards.plan([Source("s", str(source))], 1, 7, {})
+    row = {"task": json.dumps(task(folder, source, fields={"s": "text"}, end=0, digest=shard.digest))}
+    assert shards._receipt(folder, shard) is None
+    made = json.loads(shards._one(row, pretrain.make_shard)["receipt"])
+    assert shards._receipt(folder, shard) == made
+    first = {name: (folder / name).read_bytes() for name in made["files"]}
+    name = next(name for name in made["files"] if name.endswith(".bin"))
+    (folder / name).write_bytes(first[name][:-1])
+    assert shards._receipt(folder, shard) is None
+    shards._one(row, pretrain.make_shard)  # again, over what is there: the same bytes
+    assert {name: (folder / name).read_bytes() for name in made["files"]} == first
+    (other,) = shards.plan([Source("s", str(source))], 1, 8, {})
+    assert shards._receipt(folder, other) is None
+
+
+def test_an_output_is_whole_or_absent(tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    folder = shards.partial(output)
+    (folder / ".receipts").mkdir()
+    (folder / "blend.json").write_text("{}")
+    output.mkdir()  # as the agent may have made it
+    shards.finish(folder, output)
+    assert [path.name for path in output.iterdir()] == ["blend.json"]
+    with pytest.raises(ConfigError, match="exists and is not empty"):
+        shards.finish(shards.partial(output), output)
