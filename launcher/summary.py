@@ -81,7 +81,7 @@ def show(outcomes: Sequence[Outcome], project: Project, store: Store) -> None:
 
 
 # The numbers that a person looks at first, in this order, whatever the type of the artifact.
-HEADLINES = ("total_tokens", "unigram_entropy", "total_sequences", "step", "final_loss", "valid_loss")
+HEADLINES = ("total_tokens", "valid_loss", "unigram_entropy", "final_loss", "step", "total_sequences")
 HEADLINES_SHOWN = 4
 
 
@@ -90,7 +90,7 @@ def _headline(output: Manifest | None) -> str:
         return ""
     extra = output.metadata.get("extra") or {}
     facts_of = {**extra, **output.metadata, **(output.metadata.get("scores") or {})}
-    scores = tuple(output.metadata.get("scores") or ())
+    scores = sorted(output.metadata.get("scores") or (), key=lambda key: "accuracy" not in key)
     shown = [key for key in (*scores, *HEADLINES) if isinstance(facts_of.get(key), (int, float))]
     return ", ".join(f"{key} {_number(facts_of[key])}" for key in shown[:HEADLINES_SHOWN])
 

@@ -40,10 +40,9 @@ with open(os.environ["NEMO_SKY_METRICS"], "a") as metrics:
     metrics.write(json.dumps({"step": 1, "score": values["score"]}) + "\\n")
 pathlib.Path(os.environ["NEMO_SKY_METADATA"]).write_text(json.dumps({"scores": {"score": values["score"]}}))
 """
+TAKES_DATA = '# [tool.nemo_sky.inputs]\n# data = "art://demo-data"\n# ///\nimport'
 REPORT = PREP.replace("demo/prep", "demo/report").replace("demo-data", "demo-report")
-REPORT = REPORT.replace(
-    "# ///\nimport", '# [tool.nemo_sky.inputs]\n# data = "art://demo-data"\n# ///\nimport'
-)
+REPORT = REPORT.replace("# ///\nimport", TAKES_DATA)
 
 
 @dataclass
