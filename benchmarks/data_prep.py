@@ -46,7 +46,7 @@ def main() -> None:
     print(json.dumps(result, indent=1))
     target = ROOT / "benchmarks/results/data_prep.json"
     target.parent.mkdir(exist_ok=True)
-    kept = json.loads(target.read_text()) if target.is_file() else {"note": "", "runs": []}
+    kept: dict[str, Any] = json.loads(target.read_text()) if target.is_file() else {"note": "", "runs": []}
     kept["runs"].append(result)
     target.write_text(json.dumps(kept, indent=1) + "\n")
 
