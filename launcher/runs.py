@@ -41,9 +41,9 @@ class Run:
 
 
 def new_id(family: str, stage: str, now: datetime | None = None) -> str:
-    """Sortable by time, readable, and unique: ``tiny-pretrain-20261121-081502-3fa9``."""
+    """Sortable by time, readable, and unique: ``tiny-pretrain-20261121-081502-3fa90c2e``."""
     moment = (now or datetime.now(UTC)).strftime("%Y%m%d-%H%M%S")
-    return f"{family}-{stage.replace('/', '-')}-{moment}-{secrets.token_hex(2)}"
+    return f"{family}-{stage.replace('/', '-')}-{moment}-{secrets.token_hex(4)}"
 
 
 def directory(runs: Path, run_id: str) -> Path:

@@ -74,8 +74,9 @@ def commit_part(
 ) -> None:
     """Upload the files that node ``node`` saved in ``directory``, then say that they are there.
 
-    A node that saved nothing, as its ranks hold copies of another's state, has no ``directory``. Does nothing when the step is committed, or this part is there from the same attempt. A part that an
-    earlier attempt left is written anew: only parts of one attempt make a checkpoint.
+    A node that saved nothing, as its ranks hold copies of another's state, has no ``directory``. Does
+    nothing when the step is committed, or this part is there from the same attempt. A part that an earlier
+    attempt left is written anew: only parts of one attempt make a checkpoint.
     """
     base = _base(run_id, step)
     if store.get_bytes(_manifest_key(base)) is not None:
