@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from launcher import clusters, inputs, runspec
+from launcher import clusters, faults, inputs, runspec
 from launcher.config import files
 from launcher.errors import UserError, did_you_mean, nearest
-from launcher.plan import compose
+from launcher.plan import compose, sized
 from launcher.project import Project
 from launcher.runspec import Problem
 from launcher.runspec.discover import as_problem
@@ -38,23 +39,42 @@ def check_project(project: Project) -> tuple[list[Problem], int]:
     specs, clashes = runspec.discover(folders)
     problems += clashes
     configs = 0
+    composed: list[tuple[runspec.Runspec, str, Mapping[str, Any]]] = []
     for spec in specs:
         for path in files.configs(spec.config_dir):
             configs += 1
-            problems += _check_config(spec, path)
+            problems += _check_config(spec, path, composed)
     problems += _check_edges(specs)
+    for spec, name, fault in faults.of_families(composed):
+        problems.append(_as_problem(spec, fault, spec.config_dir / f"{name}.yaml", {}))
     profiles = sorted(project.clusters.glob("*.yaml"))
     for path in profiles:
         problems += _check_profile(path)
     return sorted(set(problems)), len(specs) + configs + len(profiles)
 
 
-def _check_config(spec: runspec.Runspec, path: Path) -> list[Problem]:
+def _check_config(
+    spec: runspec.Runspec, path: Path, composed: list[tuple[runspec.Runspec, str, Mapping[str, Any]]]
+) -> list[Problem]:
+    """Problems of one config, which is added to ``composed`` when it can be read."""
     try:
-        compose(spec, str(path), [])
+        found = compose(spec, str(path), [])
+        spec = sized(spec, found)
     except UserError as error:
         return [as_problem(error, path)]
-    return []
+    composed.append((spec, path.stem, found.values))
+    gpus = spec.resources.gpus_per_node
+    total = spec.resources.nodes * gpus if isinstance(gpus, int) else None
+    faulty = faults.of_config(spec, found.values, total)
+    return [_as_problem(spec, fault, path, found.origin) for fault in faulty]
+
+
+def _as_problem(spec: runspec.Runspec, fault: faults.Fault, path: Path, origin: Mapping[str, str]) -> Problem:
+    """The fault at the line of its key, in whichever file of the config that stands."""
+    file, _, line = origin.get(fault.key, "").rpartition(":")
+    if line.isdigit():
+        return Problem(spec.script_path.parent / file, int(line), str(fault))
+    return Problem(path if fault.key else spec.script_path, 1, str(fault))
 
 
 def _check_profile(path: Path) -> list[Problem]:

@@ -6,10 +6,10 @@ Request -> stages in order -> for each: runspec + composed config + profile + in
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from launcher import clusters, config, inputs, provenance, runspec, task
+from launcher import clusters, config, fit, inputs, provenance, runspec, task
 from launcher.errors import UserError, did_you_mean
 from launcher.project import Project
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from launcher.artifacts.store import Store
 
 CHECKPOINTS_KEPT = 2
+# What a config may say of the nodes it was made for, in place of the recipe.
+SIZE_KEYS = ("run.nodes", "run.gpus_per_node", "run.accelerator")
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,8 @@ def plans(request: Request, project: Project, specs: Sequence[runspec.Runspec]) 
             raise UserError(f"{first.message}{more}", where=f"{project.show(first.file)}:{first.line}")
         config_name = request.config or spec.config.default
         composed = compose(spec, config_name, overrides[spec.name])
+        spec = sized(spec, composed)
+        _require_divisible(spec, profile, request, composed)
         wanted = inputs.wanted(spec, composed.values, project.root)
         result.append(_plan(spec, profile, config_name, composed, wanted, request, project))
     return result
@@ -124,8 +128,48 @@ def compose(spec: runspec.Runspec, name: str, overrides: Sequence[str]) -> confi
             raise UserError(f"{spec.name} has no input {input_name!r}{guess}")
         return f"${{art:{input_name},{field}}}"
 
-    known = [*spec.sky.config_keys, "run.env.*", *(f"run.{name}" for name in spec.sky.inputs)]
+    known = [*spec.sky.config_keys, "run.env.*", *SIZE_KEYS, *(f"run.{name}" for name in spec.sky.inputs)]
     return config.compose(spec.config_dir, name, overrides, known=known, resolver=keep)
+
+
+def sized(spec: runspec.Runspec, composed: config.Composed) -> runspec.Runspec:
+    """The recipe with the size that the config was made for: ``run.nodes``, ``run.gpus_per_node`` and
+    ``run.accelerator``, where it has them. A profile and ``--nodes`` still win.
+
+    Raises UserError, with the place, for a value that is no size.
+    """
+    section = composed.values.get("run") or {}
+    resources, sky = spec.resources, spec.sky
+    for key, least in (("nodes", 1), ("gpus_per_node", 0)):
+        value = section.get(key)
+        if value is not None:
+            if type(value) is not int or value < least:
+                place = composed.origin.get(f"run.{key}", "override")
+                raise UserError(
+                    f"run.{key} must be a whole number from {least}, not {value!r} ({place})",
+                    where=f"{composed.files[-1]}:1",
+                )
+            resources = replace(resources, **{key: value})
+    if (kinds := section.get("accelerator")) is not None:
+        kinds = [kinds] if isinstance(kinds, str) else kinds
+        if not isinstance(kinds, list) or not all(isinstance(kind, str) for kind in kinds):
+            raise UserError("run.accelerator must be a GPU type or a list of them", where=None)
+        sky = replace(sky, accelerator=tuple(kinds))
+    return replace(spec, resources=resources, sky=sky)
+
+
+def _require_divisible(
+    spec: runspec.Runspec, profile: clusters.Profile, request: Request, composed: config.Composed
+) -> None:
+    """Raises UserError when the config's parallelism does not go into the GPUs that the task asks for."""
+    shape = task.shape_of(spec, profile, request.nodes)
+    if profile.backend == "local" or not shape.gpus_per_node:
+        return  # as many as this machine has: the trainer itself says so
+    for key, message in fit.divides(composed.values, shape.nodes * shape.gpus_per_node):
+        place = composed.origin.get(key, "")
+        file, _, line = place.rpartition(":")
+        where = f"{spec.script_path.parent / file}:{line}" if line.isdigit() else None
+        raise UserError(f"{key}: {message}", where=where, hint="change the degrees, --nodes or the profile")
 
 
 def pin(plan: Plan, request: Request, project: Project, store: Store, made: Mapping[str, Manifest]) -> Plan:

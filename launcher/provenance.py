@@ -9,6 +9,7 @@ from __future__ import annotations
 import getpass
 import hashlib
 import json
+import os
 import platform
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
@@ -58,14 +59,25 @@ def user_name() -> str:
 
 
 def code_files(spec: Runspec, specs: Iterable[Runspec]) -> list[Path]:
-    """The Python files that ``spec`` can import from its family: its own folder and the family's shared
-    modules, but not the folders of other stages, so that editing `eval` does not redo `pretrain`."""
+    """The Python files that ``spec`` can import: its own folder, its family's shared modules, and the
+    folders beside the family that hold no stage (`recipes/bridge`); but not the folders of other stages, so
+    that editing `eval` does not redo `pretrain`."""
+    specs = list(specs)
     family = _family_dir(spec)
     own = spec.script_path.parent
     others = {other.script_path.parent for other in specs if other.script_path.parent != own}
     foreign = {folder for folder in others if not own.is_relative_to(folder) and folder != family}
+    scripts = [spec.script_path, *(other.script_path for other in specs)]
+    shared = [
+        folder
+        for folder in (sorted(family.parent.iterdir()) if family.name == spec.family else [])
+        if folder.is_dir() and not any(script.is_relative_to(folder) for script in scripts)
+    ]
     return sorted(
-        path for path in family.rglob("*.py") if not any(path.is_relative_to(folder) for folder in foreign)
+        path
+        for folder in (family, *shared)
+        for path in folder.rglob("*.py")
+        if not any(path.is_relative_to(other) for other in foreign)
     )
 
 
@@ -87,7 +99,7 @@ def fingerprint(
     """
     family = _family_dir(spec)
     code = {
-        str(path.relative_to(family)): hashlib.sha256(path.read_bytes()).hexdigest()
+        os.path.relpath(path, family): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in code_files(spec, specs)
     }
     sources = {key: _source_digest(_lookup(values, key), root) for key in spec.sky.sources}

@@ -1,0 +1,51 @@
+# /// script
+# requires-python = ">=3.10"
+#
+# [tool.runspec]
+# schema = "1"
+# name = "nano3/pretrain"
+# image = "nvcr.io/nvidia/nemo:25.11.nemotron_3_nano"
+#
+# [tool.runspec.run]
+# launch = "torchrun"
+#
+# [tool.runspec.resources]
+# nodes = 2
+# gpus_per_node = 8
+#
+# [tool.nemo_sky]
+# accelerator = "H100"
+# min_gpu_memory_gb = 80
+# disk_gb = 2000
+# spot = true
+# checkpoint_dir = "checkpoints"
+# config_keys = [
+#     "recipe.*", "train.micro_batch_size", "train.exit_interval", "train.exit_duration_in_mins",
+#     "model.recompute_granularity", "model.recompute_method", "model.recompute_num_layers",
+#     "model.recompute_modules", "model.virtual_pipeline_model_parallel_size",
+#     "optimizer.weight_decay", "optimizer.clip_grad",
+#     "scheduler.lr_decay_style", "scheduler.lr_decay_iters", "checkpoint.async_save", "rng.seed",
+#     "logger.log_throughput", "profiling.*",
+# ]
+#
+# [tool.nemo_sky.inputs]
+# data = "art://nano3-pretrain-data"
+#
+# [tool.nemo_sky.output]
+# name = "nano3-pretrain-model"
+# type = "model"
+# ///
+"""Pretrain Nemotron 3 Nano (31.6B parameters, 3.6B active; hybrid Mamba and attention, 128 experts).
+
+    torchrun ... recipes/nano3/pretrain/train.py --config FILE
+
+What Megatron-Bridge's recipe sets stands, unless the config says otherwise: see recipes/bridge/train.py.
+"""
+
+from __future__ import annotations
+
+from recipes.bridge.common import run
+from recipes.bridge.train import pretrain
+
+if __name__ == "__main__":
+    run(pretrain)
