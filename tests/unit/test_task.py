@@ -92,6 +92,17 @@ def test_gpus_of_no_known_type_are_refused(tmp_path: Path) -> None:
         build(runspec.parse(path))
 
 
+def test_the_recipes_environment_is_applied_and_the_profile_wins(tmp_path: Path) -> None:
+    spec = spec_of(tmp_path)
+    assert build(spec)["envs"]["OMP_NUM_THREADS"] == "1"
+    path = tmp_path / "p.yaml"
+    path.write_text("env: {OMP_NUM_THREADS: 4}\n")
+    profile = clusters.load(str(path), tmp_path)
+    given: Any = {"script": "s", "job_dir": "j", "artifacts": "a"}
+    assert task.build(spec, profile, **given)["envs"]["OMP_NUM_THREADS"] == "4"
+    assert task.build(spec, profile, env={"OMP_NUM_THREADS": "8"}, **given)["envs"]["OMP_NUM_THREADS"] == "8"
+
+
 def test_local_asks_for_nothing_that_sky_would_provision(tmp_path: Path) -> None:
     built = build(spec_of(tmp_path), "local")
     assert "resources" not in built
