@@ -207,6 +207,7 @@ def take_part(order: Order) -> int:
             ray.serve(attempt.ended, stop.overdue)
         elif (code := stop.run(Guarded(order.command, env=env))) and not stop.number:
             say(f"the command {describe(code)}")
+            watcher.finish_as_failed_member()
             return code
         ended = watcher.finish_as_member(MEMBER_WAIT_S, stop.overdue)
     if stop.number:

@@ -62,6 +62,11 @@ class Guarded:
         """The exit code, once nothing of the command is left. Raises subprocess.TimeoutExpired."""
         return _shell_code(self._guard.wait(timeout))
 
+    @property
+    def unguarded(self) -> bool:
+        """Whether the guard itself was killed, so that what it guarded may be left: see ``sweep``."""
+        return (self._guard.returncode or 0) < 0
+
     def poll(self) -> int | None:
         """The exit code, None while anything of the command is left."""
         code = self._guard.poll()

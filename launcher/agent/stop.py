@@ -65,7 +65,8 @@ class Stop:
             return command.wait()
         finally:
             self._command = None
-            sweep()
+            if command.unguarded:
+                sweep()
 
     def _caught(self, number: int, frame: FrameType | None) -> None:
         first = self.number is None

@@ -28,6 +28,7 @@ _PARTS_S = 60.0
 _PARTS_FACTOR = 3.0  # of what our own took
 _STILL_S = 1.0
 _NICE = 10
+_HELD = ".uploading"  # in the checkpoints folder, so that it is of the same file system
 
 
 class Watch:
@@ -85,6 +86,13 @@ class Watch:
             if code is not None or time.monotonic() > deadline or overdue():
                 return code
             time.sleep(POLL_S)
+
+    def finish_as_failed_member(self) -> None:
+        """The trainer here has failed: upload what node 0 asks for already, and wait for nothing more."""
+        self._stopping.set()
+        self._thread.join()
+        with contextlib.suppress(StoreError):
+            self._look()
 
     def _watch(self) -> None:
         # Reading and hashing yields to the trainer. On Linux a thread has a priority of its own.
@@ -194,7 +202,7 @@ def hold(folder: Path) -> Path:
 
     Copies where the file system has no hard links. What is removed meanwhile is missing in it.
     """
-    held = folder.parent / ".uploading" / folder.name
+    held = folder.parent / _HELD / folder.name
     shutil.rmtree(held, ignore_errors=True)
     for place, _, names in os.walk(folder):
         target = held / Path(place).relative_to(folder)
@@ -225,6 +233,7 @@ def restore(attempt: Attempt, node: Node, step: int | None) -> Checkpoint | None
     What a killed attempt saved and did not commit is not used: other nodes may not have it. Raises
     StoreError when it cannot be read, Ended when it is gone.
     """
+    shutil.rmtree(node.checkpoints / _HELD, ignore_errors=True)
     if step is None:
         shutil.rmtree(node.checkpoints, ignore_errors=True)
         node.checkpoints.mkdir(parents=True)

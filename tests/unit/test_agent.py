@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,9 @@ from hypothesis import strategies as st
 
 import launcher
 from launcher.agent import watch
+from launcher.agent.job import Node
 from launcher.agent.metrics import MetricsFile
+from launcher.agent.rendezvous import Attempt
 from launcher.artifacts import checkpoints, registry
 from launcher.artifacts.store import FileStore
 from launcher.artifacts.uri import ArtifactRef, parse_ref
@@ -300,6 +302,32 @@ def test_a_checkpoint_is_held_while_its_trainer_removes_it(tmp_path: Path) -> No
     subprocess.run(["rm", "-r", folder], check=True)
     assert watch.names_in(held) == {"deep/a"}
     assert watch.names_in(watch.hold(folder)) == set()
+
+
+def test_what_the_trainer_may_be_removing_is_not_committed(tmp_path: Path) -> None:
+    """It never removes what its tracker file names; another node goes by what stands still."""
+    folders = [tmp_path / "checkpoints" / f"iter_{step:07d}" for step in (10, 20)]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        (folder / "a").touch()
+        (folder / "b").touch()
+    tracker = tmp_path / "checkpoints" / checkpoints.TRACKER
+    attempt = Attempt(FileStore(tmp_path / "store"), "r", 1)
+
+    def whole(rank: int, during: Callable[[], object]) -> bool:
+        node = Node(rank, 2, (), tmp_path, tmp_path / "config.yaml", {})
+        watcher = watch.Watch(attempt, node, keep=None, restored=99, committed=lambda *_: None)
+        held = watch.hold(folders[0])
+        during()
+        return watcher._is_whole(10, held)
+
+    tracker.write_text("10")
+    assert whole(0, lambda: None)
+    assert not whole(0, lambda: tracker.write_text("20"))
+    assert whole(1, lambda: None)
+    assert not whole(1, lambda: (folders[0] / "a").unlink())
+    subprocess.run(["rm", "-r", folders[1]], check=True)
+    assert whole(1, lambda: None), "nothing newer: nothing is removed"
 
 
 # Metrics

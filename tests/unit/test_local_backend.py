@@ -204,8 +204,10 @@ def test_a_second_interrupt_kills_at_once(run_dir: Path) -> None:
 
 
 def test_what_a_job_leaves_running_ends_with_it(run_dir: Path) -> None:
+    began = time.monotonic()
     state, _ = finish(run_dir, f"{DAEMON}; (trap '' TERM; sleep 60) & echo done")
     assert state.status == "SUCCEEDED"
+    assert time.monotonic() - began < 20, "the guard itself ends them"
     assert of_run(run_dir) == []
 
 

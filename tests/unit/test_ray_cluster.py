@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 import sys
 import time
@@ -12,7 +14,9 @@ import pytest
 from launcher.agent import ray_cluster
 from launcher.agent.ends import Ended
 from launcher.agent.job import Node
+from launcher.agent.processes import Guarded
 from launcher.agent.ray_cluster import RayNode
+from launcher.agent.stop import Stop
 from launcher.artifacts.store import StoreError
 
 
@@ -76,6 +80,17 @@ def test_a_head_that_vanishes_fails_the_worker(tmp_path: Path, monkeypatch: pyte
         ray.serve(lambda: None, lambda: False)
     assert caught.value.code != 0
     assert time.monotonic() - began < 5
+
+
+def test_the_end_of_the_command_leaves_the_cluster_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other nodes still upload their parts, and must not take the head for vanished."""
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # the tests' own handlers stay
+    head = Guarded(["sleep", "60"], env=dict(os.environ))
+    assert Stop().run(Guarded(["true"], env=dict(os.environ))) == 0
+    time.sleep(0.1)
+    assert head.poll() is None
+    head.kill()
+    assert head.wait(10) == 137
 
 
 def test_the_cluster_is_closed_to_others_where_it_can_be(tmp_path: Path) -> None:
