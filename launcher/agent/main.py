@@ -172,9 +172,10 @@ def carry_out(order: Order, attempt: Attempt, record: Record, clock: output.Cloc
             record.event("interrupted", signal=stop.name)
         try:
             saved = watcher.finish(START_RETRY_S if code else END_RETRY_S)
-            insist(lambda: attempt.end(code), START_RETRY_S)
         except StoreError as error:
             trouble = error
+        with contextlib.suppress(StoreError):  # the others then go by the head's silence
+            insist(lambda: attempt.end(code), 0 if trouble else START_RETRY_S)
     if stop.number:
         return Outcome("interrupted", INTERRUPTED, f"{stop.name}; {standing(saved, trouble)}")
     if code:
