@@ -193,7 +193,9 @@ def test_a_second_interrupt_kills_at_once(run_dir: Path) -> None:
     start(run_dir, "trap 'echo saving' TERM; echo ready; while true; do sleep 0.1; done")
     log = local.follow(run_dir)
     assert next(log) == "ready"
-    code = "import sys, pathlib, launcher.backends.local as l; l.cancel(pathlib.Path(sys.argv[1]))"
+    # A shell that starts the tests in the background has them ignore Ctrl-C; the canceller must not.
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    code += "import sys, pathlib, launcher.backends.local as l; l.cancel(pathlib.Path(sys.argv[1]))"
     command = [sys.executable, "-c", code, str(run_dir)]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as canceller:
         until(lambda: "saving" in local.follow(run_dir, wait=False))
