@@ -115,6 +115,7 @@ def save(
     import torch.distributed as dist
     from megatron.core import dist_checkpointing
     from megatron.core.dist_checkpointing.strategies import filesystem_async
+    from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelSaveStrategyWrapper
     from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
 
     target = iteration_dir(folder, state.step)
@@ -130,7 +131,10 @@ def save(
     common = [{"state": asdict(state), "rng": torch.get_rng_state()}]
     dist.broadcast_object_list(common)
     contents.update(common[0])
-    strategy = TorchDistSaveShardedStrategy("torch_dist", 1, thread_count=1)
+    # Without this the first data-parallel rank writes everything, and other nodes nothing.
+    strategy = FullyParallelSaveStrategyWrapper(
+        TorchDistSaveShardedStrategy("torch_dist", 1, thread_count=1), parallel.data_group
+    )
     dist_checkpointing.save(contents, str(target), sharded_strategy=strategy)
     if parallel.leads:
         write_json(target / MODEL_FILE, {**asdict(description), **asdict(state)})

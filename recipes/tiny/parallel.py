@@ -128,6 +128,7 @@ def quiet_megatron() -> None:
         "Apex is not installed",
         "full scope is deprecated",
         "Please use DTensor instead",
+        "`load_state_dict` is deprecated",
     ):
         warnings.filterwarnings("ignore", message=message)
 
@@ -144,6 +145,7 @@ def _without_cuda() -> None:
     def synchronize(device: object = None) -> None:
         pass
 
+    warnings.filterwarnings("ignore", message="When using async grad allreduce")  # advice for CUDA
     torch.cuda.current_device = current_device  # type: ignore[assignment]
     torch.cuda.synchronize = synchronize
 

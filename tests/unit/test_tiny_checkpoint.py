@@ -74,6 +74,13 @@ def test_a_checkpoint_holds_what_a_consumer_needs(runs: dict[str, Path]) -> None
     assert checkpoint.find(folder, "model") == folder, "an artifact is the folder itself"
 
 
+def test_every_rank_writes_its_share(runs: dict[str, Path]) -> None:
+    """Nodes share no file system: one that wrote nothing would have nothing to commit."""
+    folder = checkpoint.iteration_dir(runs["whole"] / "checkpoints", 12)
+    sizes = [sum(path.stat().st_size for path in folder.glob(f"__{rank}_*.distcp")) for rank in (0, 1)]
+    assert min(sizes) > 0.3 * sum(sizes), "half each, of tensors that are not cut"
+
+
 def test_the_loss_falls(runs: dict[str, Path]) -> None:
     values = metadata(runs["whole"])
     assert values["final_loss"] < 5.6, "it began at ln 384 = 5.95"
