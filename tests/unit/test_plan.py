@@ -229,3 +229,10 @@ def test_the_trainers_words_come_before_torchruns_report() -> None:
     assert launch.last_words(tail) == ["step 1", "error: wrong", "[nemo-sky] attempt 1 failed"]
     assert launch.last_words(report) == report
     assert launch.last_words([str(n) for n in range(99)])[-1] == "98"
+
+
+def test_mock_data_needs_no_artifact() -> None:
+    shipped = project.read(ROOT)
+    request = plan.Request("tiny", "pretrain", config="mock")
+    (draft,) = plan.plans(request, shipped, plan.select(request, shipped))
+    assert draft.inputs == {}
