@@ -214,8 +214,9 @@ def test_what_a_job_leaves_running_ends_with_it(run_dir: Path) -> None:
 
 
 def test_killing_the_supervisor_brings_the_nodes_down_after_their_save(run_dir: Path) -> None:
-    save = 'trap "sleep 0.5; echo saved; exit 75" TERM; echo ready; sleep 60 & wait'
-    start(run_dir, save, num_nodes=2)
+    saved = run_dir.parent / "saved"  # a save takes until this test says so
+    wait = f"until [ -e {saved} ]; do sleep 0.05; done"
+    start(run_dir, f'trap "{wait}; echo saved; exit 75" TERM; echo ready; sleep 60 & wait', num_nodes=2)
     log = local.follow(run_dir)
     assert next(log)
     assert next(log)
@@ -224,6 +225,7 @@ def test_killing_the_supervisor_brings_the_nodes_down_after_their_save(run_dir: 
     os.kill(pid, signal.SIGKILL)
     until(lambda: local.status(run_dir).status == "LOST")
     assert of_run(run_dir), "the nodes are saving"
+    saved.touch()
     # The next attempt begins when the last process of this one is gone.
     start(run_dir, f"ls /proc/*/environ >/dev/null; echo $({sys.executable} -c pass; echo again)")
     first = [(run_dir / "logs" / "attempt-1" / f"node-{rank}.log").read_text() for rank in (0, 1)]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from launcher import yamlfile
+from launcher.config import dump_yaml
 from launcher.errors import UserError
 
 
@@ -72,7 +72,7 @@ plain = st.recursive(
 
 
 @given(st.dictionaries(st.text("abcxyz", min_size=1), plain, max_size=5))
-def test_reads_what_yaml_writes(tmp_path_factory: pytest.TempPathFactory, values: dict[str, object]) -> None:
+def test_reads_what_we_write(tmp_path_factory: pytest.TempPathFactory, values: dict[str, object]) -> None:
     path = tmp_path_factory.mktemp("yaml") / "a.yaml"
-    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    path.write_text(dump_yaml(values), encoding="utf-8")
     assert yamlfile.read(path).values == values
