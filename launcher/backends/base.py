@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 ACTIVE = ("PENDING", "SETUP", "RUNNING")
-ENDED = ("SUCCEEDED", "FAILED", "INTERRUPTED", "CANCELLED", "LOST")
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Attempt:
 
 @dataclass(frozen=True)
 class State:
-    """What became of a run: a status of ``ACTIVE`` or ``ENDED``.
+    """What became of a run: a status of ``ACTIVE``, or SUCCEEDED, FAILED, INTERRUPTED, CANCELLED, LOST.
 
     LOST means that the run says it is active but nobody runs it. ``pid`` and ``pid_start`` (clock ticks
     after boot) name who does. ``tail`` holds the last lines of what failed first.
