@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,12 @@ KEYS: Mapping[str, Key] = {
     "ports": Key((list,), "ports to open"),
     "labels": Key((dict,), "labels on what is provisioned"),
     "priority": Key((int,), "SkyPilot's job priority, -1000 to 1000"),
+    "idle_minutes": Key((int,), "minutes without work after which SkyPilot takes a cluster down by itself"),
+    "shared_filesystem": Key((bool,), "nodes and launcher see the same folders, as on many Slurm clusters"),
+    "secrets": Key((list,), "variables the job needs and must never be written: taken from the environment"),
+    "activate": Key(
+        (str,), "shell lines before set-up and run: `module load cuda`, `source venv/bin/activate`"
+    ),
     "setup": Key((str,), "shell lines that prepare a node, before the recipe's own needs are installed"),
     "env": Key((dict,), "environment variables of the job"),
     "config": Key((dict,), "SkyPilot configuration for this task, such as Slurm's sbatch options"),
@@ -70,15 +76,65 @@ class Profile:
     disk_tier: str | None = None
     network_tier: str | None = None
     spot: bool = False
+    spot_first: bool = False
     image: str | None = None
     containers: bool = True
     ports: tuple[str, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
     priority: int | None = None
+    idle_minutes: int = 10
+    shared_filesystem: bool = False
+    secrets: tuple[str, ...] = ()
+    activate: str = ""
     setup: str = ""
     env: Mapping[str, str] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
     price_per_hour: float | None = None
+
+
+MARKETS = ("on-demand", "spot", "spot-first")
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What a launch says of its place, over the profile; None leaves it to the profile.
+
+    ``market`` is one of ``MARKETS``; ``gpus`` is SkyPilot's ``TYPE:COUNT`` or ``TYPE``.
+    """
+
+    region: str | None = None
+    zone: str | None = None
+    gpus: str | None = None
+    market: str | None = None
+
+
+def place(profile: Profile, wanted: Placement) -> Profile:
+    """The profile with the launch's own wishes. Raises UserError for those that the place cannot have."""
+    if wanted == Placement():
+        return profile
+    if profile.backend == "local":
+        flag = next(f"--{name}" for name, value in vars(wanted).items() if value is not None)
+        flag = f"--{wanted.market}" if flag == "--market" else flag
+        raise UserError(f"{flag} means nothing on this machine", hint="name a cloud: --cloud aws")
+    changed: dict[str, Any] = {}
+    if wanted.region or wanted.zone:
+        cloud, region, zone = [*(profile.infra or "*").split("/"), None, None][:3]
+        region = wanted.region or region or "*"
+        zone = wanted.zone or (zone if wanted.region is None else None)
+        changed["infra"] = "/".join(filter(None, (cloud, region, zone)))
+    if wanted.gpus:
+        kind, colon, count = wanted.gpus.partition(":")
+        if not kind or (colon and not (count.isdecimal() and int(count) > 0)):
+            raise UserError(f"--gpus {wanted.gpus}: write TYPE:COUNT, such as H100:8")
+        changed["accelerator"] = (kind,)
+        if count:
+            changed["gpus_per_node"] = int(count)
+    if wanted.market:
+        if wanted.market != "on-demand" and (profile.infra or "").split("/")[0] == "slurm":
+            raise UserError(f"--{wanted.market}: Slurm has no spot market", hint="leave it out")
+        changed["spot"] = wanted.market == "spot"
+        changed["spot_first"] = wanted.market == "spot-first"
+    return replace(profile, **changed)
 
 
 def names(folder: Path) -> list[str]:
@@ -140,7 +196,7 @@ def _check(file: yamlfile.YamlFile) -> None:
             raise UserError(
                 f"{key} must be one of {', '.join(rule.allowed)}, not {value!r}{guess}", where=where
             )
-        if key in ("nodes", "disk_size") and value < 1:
+        if key in ("nodes", "disk_size", "idle_minutes") and value < 1:
             raise UserError(f"{key} must be at least 1, not {value}", where=where)
         if key in ("gpus_per_node", "price_per_hour") and value < 0:
             raise UserError(f"{key} must not be negative, not {value}", where=where)
@@ -170,6 +226,7 @@ def _profile(chain: list[yamlfile.YamlFile], values: dict[str, Any]) -> Profile:
     cleaned = {
         **values,
         "accelerator": (accelerator,) if isinstance(accelerator, str) else tuple(accelerator),
+        "secrets": tuple(str(name) for name in values.get("secrets", ())),
         "ports": tuple(str(port) for port in values.get("ports", ())),
         "env": texts("env"),
         "labels": texts("labels"),

@@ -12,11 +12,13 @@ if TYPE_CHECKING:
     from launcher.artifacts.store import Store
 
 
-def every(project: Project) -> list[dict[str, Any]]:
-    """The facts of `runs list`, newest first."""
+def every(project: Project, active_only: bool = False) -> list[dict[str, Any]]:
+    """The facts of `runs list`, newest first; with ``active_only`` those of `queue`."""
     facts = []
     for run in runs.every(project.runs):
         state = backends.get(run.backend).status(runs.directory(project.runs, run.run_id))
+        if active_only and not state.active:
+            continue
         facts.append(
             {
                 "run_id": run.run_id,
@@ -26,11 +28,23 @@ def every(project: Project) -> list[dict[str, Any]]:
                 "status": state.status,
                 "cluster": run.cluster,
                 "nodes": run.nodes,
-                "attempts": len(state.attempts),
+                "attempts": max(len(state.attempts), state.preemptions + 1),
                 "created_at": run.created_at,
+                **_whereabouts(state),
             }
         )
     return facts
+
+
+def _whereabouts(state: backends.State) -> dict[str, Any]:
+    """Where a run is and what an hour of it costs, in dollars for all its nodes; None is unknown."""
+    place = [str(state.place[key]) for key in ("cloud", "region", "zone") if state.place.get(key)]
+    return {
+        "preemptions": state.preemptions,
+        "place": "/".join(place) or None,
+        "price_per_hour": state.price_per_hour,
+        "links": dict(state.links),
+    }
 
 
 def show(project: Project, run_id: str) -> dict[str, Any]:
@@ -44,6 +58,8 @@ def show(project: Project, run_id: str) -> dict[str, Any]:
     folder = runs.directory(project.runs, run.run_id)
     state = backends.get(run.backend).status(folder)
     store = _store(run, project)
+    if run.backend != "local":
+        sync(project, run)  # no node of it could reach a tracker on this machine
     attempts = [attempt_facts(events) for events in sync_library.attempts(store, run.run_id)]
     metrics: dict[str, float] = {}
     for attempt in attempts:
@@ -59,6 +75,7 @@ def show(project: Project, run_id: str) -> dict[str, Any]:
         "cluster": run.cluster,
         "nodes": run.nodes,
         "created_at": run.created_at,
+        **_whereabouts(state),
         "output": outputs[-1] if outputs else None,
         "cost_usd": round(sum(known_costs), 6) if known_costs else None,
         "command": run.command,

@@ -9,12 +9,13 @@ Everything that can be refused is refused before the first stage starts; a dry r
 from __future__ import annotations
 
 import shlex
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from launcher import config, inputs, provenance, runs, task
+from launcher import config, inputs, provenance, runs, secrets, task
 from launcher.errors import Refused, RunFailed, UserError
 from launcher.plan import Plan, Request, awaited, pin, plans, select, to_task
 from launcher.project import Project
@@ -79,11 +80,12 @@ def dry_run(request: Request, project: Project, say: Say) -> list[tuple[Plan, ta
 def preflight(request: Request, project: Project, drafts: Sequence[Plan], store: Store) -> None:
     """Refuse now what would fail later: an unreachable store or tracker, an absent input, a backend that
     cannot launch."""
-    from launcher import backends
     from launcher.lineage import mlflow_view
 
     for draft in drafts:
-        backends.get(draft.profile.backend)
+        secrets.of(draft.profile, draft.image, request.secrets)
+        if draft.profile.backend == "sky":
+            _require_shared_store(draft, project)
     if request.detach and len(drafts) > 1:
         raise UserError("--detach works for one stage: the next one needs the artifact of the one before")
     if request.resume and len(drafts) > 1:
@@ -93,6 +95,16 @@ def preflight(request: Request, project: Project, drafts: Sequence[Plan], store:
     for draft, later in zip(drafts, awaited(drafts), strict=True):
         here = {name: item for name, item in draft.inputs.items() if name not in later}
         inputs.pin(here, store, project.tracking, {})
+
+
+def _require_shared_store(plan: Plan, project: Project) -> None:
+    """Refused when the nodes could not reach the store that this machine reads."""
+    if not project.artifacts.startswith("s3://") and not plan.profile.shared_filesystem:
+        raise Refused(
+            f"artifacts: {plan.profile.name} cannot reach {project.artifacts}, a folder of this machine",
+            hint="set artifacts: s3://BUCKET/PREFIX in nemo-sky.yaml or NEMO_SKY_ARTIFACTS; a cluster that "
+            "sees the same folders says shared_filesystem: true in its profile",
+        )
 
 
 def run_stage(plan: Plan, request: Request, project: Project, store: Store, say: Say, log: Say) -> Outcome:
@@ -110,16 +122,26 @@ def run_stage(plan: Plan, request: Request, project: Project, store: Store, say:
         submitted = write_job(plan, run, project, request)
         folder = runs.directory(project.runs, run.run_id)
         backend = backends.get(run.backend)
-        backend.submit(folder, submitted)
-    say(f"  run {run.run_id} on {plan.profile.name}, {plan.nodes} node{'s' if plan.nodes > 1 else ''}")
+        hidden = secrets.of(plan.profile, plan.image, request.secrets)
+        say(f"  run {run.run_id} on {plan.profile.name}, {plan.nodes} node{'s' if plan.nodes > 1 else ''}")
+        if plan.profile.backend == "sky":
+            say(
+                f"  as a managed job: {plan.managed}"
+                if plan.managed
+                else f"  as a job on its own cluster {run.run_id}"
+            )
+        backend.submit(folder, submitted, secrets=hidden, managed=plan.managed is not None)
     if request.detach:
-        say(f"  detached: `nemo-sky runs logs -f {run.run_id}` follows it")
+        say(f"  detached: {come_back(run.run_id)}")
         return Outcome(plan, "submitted", run.run_id, 0.0, None)
 
     try:
         for line in backend.follow(folder):
             log(line)
     except KeyboardInterrupt:
+        if backend.OUTLIVES_LAUNCHER:
+            say(f"  {run.run_id} goes on: {come_back(run.run_id)}")
+            raise
         say(f"  stopping {run.run_id} ...")
         backend.cancel(folder)
         sync.sync_run(store, project.tracking, run.run_id)
@@ -128,6 +150,7 @@ def run_stage(plan: Plan, request: Request, project: Project, store: Store, say:
     sync.sync_run(store, project.tracking, run.run_id)
 
     state = backend.status(folder)
+    backend.down(folder)
     if state.status != "SUCCEEDED":
         lines = "\n".join(f"    {line}" for line in last_words(state.tail))
         raise RunFailed(
@@ -136,6 +159,11 @@ def run_stage(plan: Plan, request: Request, project: Project, store: Store, say:
         )
     seconds = (datetime.now(UTC) - started).total_seconds()
     return Outcome(plan, "made", run.run_id, seconds, output_of(store, plan.output, run.run_id))
+
+
+def come_back(run_id: str) -> str:
+    """How to follow and how to stop a run that goes on without its launcher."""
+    return f"`nemo-sky runs logs -f {run_id}` follows it, `nemo-sky runs cancel {run_id}` stops it"
 
 
 def last_words(tail: Sequence[str]) -> list[str]:
@@ -167,8 +195,7 @@ def begin_or_resume(plan: Plan, request: Request, project: Project, say: Say) ->
         if state.active:
             raise Refused(
                 f"{run.run_id} is this very run and is {state.status.lower()} since {run.created_at}",
-                hint=f"follow it with `nemo-sky runs logs -f {run.run_id}`, stop it with "
-                f"`nemo-sky runs cancel {run.run_id}`, or start another with --force",
+                hint=f"{come_back(run.run_id)}; --force starts another",
             )
         if state.status != "SUCCEEDED":
             say(f"  resuming {run.run_id}, which was {state.status.lower()}")
@@ -206,6 +233,8 @@ def write_job(plan: Plan, run: runs.Run, project: Project, request: Request) -> 
         "command": request.command,
     }
     submitted = _task_of_run(plan, project, run.run_id)
+    if names := secrets.of(plan.profile, plan.image, request.secrets):
+        submitted["secrets"] = dict.fromkeys(names)
     runs.write_text(folder / "job" / "train.yaml", config.dump_yaml(plan.values))
     runs.write_text(
         folder / "job" / "job.yaml", config.dump_yaml({"run_id": run.run_id, **plan.job, "provenance": facts})
@@ -248,7 +277,15 @@ def _task_of_run(plan: Plan, project: Project, run_id: str) -> task.Task:
         job_source=str(runs.directory(project.runs, run_id) / "job"),
         run_id=run_id,
     )
+    if plan.profile.backend == "sky":
+        submitted["envs"] |= ports_of(run_id)
     return {**submitted, "workdir": str(project.root)}
+
+
+def ports_of(run_id: str) -> dict[str, str]:
+    """Where the run's own rendezvous and Ray listen: by its name, for two runs may share a Slurm node."""
+    slot = zlib.crc32(run_id.encode()) % 5000
+    return {"NEMO_SKY_MASTER_PORT": str(20000 + slot), "NEMO_SKY_RAY_PORT": str(25000 + slot)}
 
 
 def open_store(project: Project) -> Store:

@@ -6,7 +6,8 @@ Request -> stages in order -> for each: runspec + composed config + profile + in
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launcher import clusters, config, fit, inputs, provenance, runspec, task
@@ -24,7 +25,11 @@ SIZE_KEYS = ("run.nodes", "run.gpus_per_node", "run.accelerator")
 
 @dataclass(frozen=True)
 class Request:
-    """What a user asked for, as typed. ``first`` and ``last`` bound the stages of ``all``."""
+    """What a user asked for, as typed. ``first`` and ``last`` bound the stages of ``all``.
+
+    ``retries`` is how often a failed job is begun again, ``preemptions`` how many it may suffer (None: any
+    number). ``secrets`` is a file of them.
+    """
 
     family: str
     stage: str
@@ -33,6 +38,11 @@ class Request:
     overrides: tuple[str, ...] = ()
     script_args: tuple[str, ...] = ()
     nodes: int | None = None
+    placement: clusters.Placement = field(default_factory=clusters.Placement)
+    managed: bool = False
+    retries: int = 0
+    preemptions: int | None = None
+    secrets: Path | None = None
     first: str | None = None
     last: str | None = None
     resume: str | None = None
@@ -43,7 +53,10 @@ class Request:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a launch of one stage would do. ``fingerprint`` is None while an input is not pinned."""
+    """What a launch of one stage would do. ``fingerprint`` is None while an input is not pinned.
+
+    ``managed`` says why it is a managed job, which SkyPilot recovers by itself; None: it is none.
+    """
 
     spec: runspec.Runspec
     profile: clusters.Profile
@@ -56,10 +69,15 @@ class Plan:
     fingerprint: str | None
     job: dict[str, Any]
     script_args: tuple[str, ...]
+    managed: str | None
 
     @property
     def name(self) -> str:
         return self.spec.name
+
+    @property
+    def image(self) -> str | None:
+        return task.image_of(self.spec, self.profile)
 
     @property
     def output(self) -> str | None:
@@ -99,7 +117,7 @@ def plans(request: Request, project: Project, specs: Sequence[runspec.Runspec]) 
 
     Raises UserError for a wrong runspec, config, override, profile or input reference.
     """
-    profile = clusters.load(request.cluster, project.clusters)
+    place = clusters.load(request.cluster, project.clusters)
     overrides = _by_stage(request, specs)
     result = []
     for spec in specs:
@@ -110,10 +128,39 @@ def plans(request: Request, project: Project, specs: Sequence[runspec.Runspec]) 
         config_name = request.config or spec.config.default
         composed = compose(spec, config_name, overrides[spec.name])
         spec = sized(spec, composed)
+        profile = placed(spec, place, request)
         _require_divisible(spec, profile, request, composed)
         wanted = inputs.wanted(spec, composed.values, project.root)
         result.append(_plan(spec, profile, config_name, composed, wanted, request, project))
     return result
+
+
+def placed(spec: runspec.Runspec, profile: clusters.Profile, request: Request) -> clusters.Profile:
+    """The profile as the launch wants it for this stage. ``--gpus`` of ``all`` is for stages that use some.
+
+    Raises UserError for a wish that the place or the recipe forbids.
+    """
+    wanted = request.placement
+    if request.stage == "all" and spec.resources.gpus_per_node == 0:
+        wanted = replace(wanted, gpus=None)
+    if wanted.market in ("spot", "spot-first") and spec.sky.spot is False and request.stage != "all":
+        raise UserError(
+            f"--{wanted.market}: {spec.name} must not run on spot, its recipe says",
+            where=str(spec.script_path),
+            hint="leave it out, or set spot in [tool.nemo_sky]",
+        )
+    return clusters.place(profile, wanted)
+
+
+def managed_because(spec: runspec.Runspec, profile: clusters.Profile, request: Request) -> str | None:
+    """Why the stage is a managed job, which SkyPilot's controller recovers; None when it is none."""
+    if profile.backend == "local":
+        return None
+    if (profile.spot or profile.spot_first) and spec.sky.spot is not False:
+        return "spot nodes can be preempted, and it is recovered elsewhere"
+    if request.retries:
+        return f"--retries {request.retries}: SkyPilot begins it again when it fails"
+    return "--managed: SkyPilot watches over it" if request.managed else None
 
 
 def compose(spec: runspec.Runspec, name: str, overrides: Sequence[str]) -> config.Composed:
@@ -196,6 +243,10 @@ def to_task(
     plan: Plan, project: Project, *, job_dir: str, run_id: str | None = None, job_source: str | None = None
 ) -> task.Task:
     """The SkyPilot task of a plan; see :func:`launcher.task.build`."""
+    retries = plan.job["limits"]["retries"]
+    recovery: dict[str, Any] = {"strategy": "FAILOVER"}
+    if retries:
+        recovery["max_restarts_on_errors"] = retries
     return task.build(
         plan.spec,
         plan.profile,
@@ -207,6 +258,7 @@ def to_task(
         run_id=run_id,
         env=plan.env,
         script_args=plan.script_args,
+        recovery=recovery if plan.managed else None,
     )
 
 
@@ -242,13 +294,14 @@ def _plan(
         "launch": spec.run.launch,
         "nodes": shape.nodes,
         "artifacts": project.artifacts,
-        "tracking": project.tracking or None,
+        "tracking": _tracking_of(profile, project),
         "s3_endpoint": project.s3_endpoint,
         "experiment": spec.family,
         "inputs": {name: item.job_entry() for name, item in wanted.items()},
         "output": {"name": spec.sky.output.name, "type": spec.sky.output.type} if spec.sky.output else None,
         "checkpoints": {"keep": CHECKPOINTS_KEPT} if spec.sky.checkpoint_dir else None,
         "price_per_hour": None if price is None else price * shape.nodes,
+        "limits": {"retries": request.retries, "preemptions": request.preemptions},
         "provenance": {"image": image, "cluster": profile.name, "config": config_name},
     }
     return Plan(
@@ -263,7 +316,15 @@ def _plan(
         fingerprint=fingerprint,
         job=job,
         script_args=request.script_args,
+        managed=managed_because(spec, profile, request),
     )
+
+
+def _tracking_of(profile: clusters.Profile, project: Project) -> str | None:
+    """The tracker as a node can reach it: not a file of this machine. Without one the journal in the store
+    is replayed into it from here."""
+    reachable = profile.backend == "local" or project.tracking.startswith("http")
+    return (project.tracking or None) if reachable else None
 
 
 def _job_values(

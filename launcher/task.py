@@ -54,13 +54,15 @@ def build(
     job_source: str | None = None,
     env: Mapping[str, str] | None = None,
     script_args: Sequence[str] = (),
+    recovery: Mapping[str, Any] | None = None,
 ) -> Task:
     """The SkyPilot task of one stage.
 
     ``script`` is the stage's script and ``job_dir`` the folder with job.yaml and train.yaml, both relative
     to the synced working directory; when ``job_source`` names a folder of the launcher's machine it is
     mounted at ``job_dir`` instead. ``artifacts`` is the store's root as a node sees it. ``run_id`` is None
-    in a committed task: the node then takes SkyPilot's task id.
+    in a committed task: the node then takes SkyPilot's task id. ``recovery`` is SkyPilot's ``job_recovery``
+    of a managed job.
     """
     shape = shape_of(spec, profile, nodes)
     envs = {
@@ -76,6 +78,8 @@ def build(
     if shape.nodes != 1:
         task["num_nodes"] = shape.nodes
     resources = _resources(spec, profile, shape)
+    if recovery:
+        resources["job_recovery"] = dict(recovery)
     if resources:
         task["resources"] = resources
     if job_source:
@@ -121,8 +125,10 @@ def _resources(spec: Runspec, profile: Profile, shape: Shape) -> dict[str, Any]:
             resources["cpus"] = profile.cpus
         if profile.memory:
             resources["memory"] = profile.memory
-    if profile.spot and spec.sky.spot is not False:
+    if spec.sky.spot is not False and profile.spot:
         resources["use_spot"] = True
+    elif spec.sky.spot is not False and profile.spot_first:
+        resources["ordered"] = [{"use_spot": True}, {"use_spot": False}]
     if image := image_of(spec, profile):
         resources["image_id"] = image if ":" in image and image.startswith("docker:") else f"docker:{image}"
     disk = profile.disk_size or spec.sky.disk_gb
@@ -137,12 +143,14 @@ def _resources(spec: Runspec, profile: Profile, shape: Shape) -> dict[str, Any]:
         resources["ports"] = list(profile.ports)
     if profile.labels:
         resources["labels"] = dict(profile.labels)
+    # A net for a cluster whose launcher is gone. SkyPilot sees to managed jobs itself.
+    resources["autostop"] = {"idle_minutes": profile.idle_minutes, "down": True}
     return resources
 
 
 def _setup(spec: Runspec, profile: Profile) -> str:
     """Shell lines that make a node ready: the profile's own, then the Python the stage needs."""
-    parts = [profile.setup.strip()] if profile.setup.strip() else []
+    parts = [text.strip() for text in (profile.activate, profile.setup) if text.strip()]
     if _python(spec, profile) == "image":
         parts.append(f"python -m pip install --quiet {shlex.join(AGENT_NEEDS)}")
     elif _python(spec, profile) == "venv":
@@ -151,8 +159,11 @@ def _setup(spec: Runspec, profile: Profile) -> str:
         parts += [
             "command -v uv >/dev/null || python3 -m pip install --quiet --user uv",
             'export PATH="$HOME/.local/bin:$PATH"',
+            # Nodes that share a home, as on Slurm, make it one after another.
+            'mkdir -p "$HOME/.nemo-sky"; exec 9>"$HOME/.nemo-sky/venv.lock"; flock 9',
             f'[ -x "{VENV}/bin/python" ] || uv venv --quiet --python {python} "{VENV}"',
             f'uv pip install --quiet --python "{VENV}/bin/python" {needs}',
+            "flock -u 9",
         ]
     return "".join(f"{part}\n" for part in (["set -e", *parts] if parts else []))
 
@@ -167,8 +178,11 @@ def _python(spec: Runspec, profile: Profile) -> str:
 def _run(spec: Runspec, profile: Profile, script: str, script_args: Sequence[str]) -> str:
     lines = [
         "set -e",
+        *profile.activate.strip().splitlines(),
         'export NEMO_SKY_RUN_ID="${NEMO_SKY_RUN_ID:-${SKYPILOT_TASK_ID//[^A-Za-z0-9._-]/-}}"',
-        'export NEMO_SKY_WORK="${NEMO_SKY_WORK:-$HOME/.nemo-sky/work/$NEMO_SKY_RUN_ID}"',
+        # By rank: nodes may share a home.
+        'work="$HOME/.nemo-sky/work/$NEMO_SKY_RUN_ID/node-$SKYPILOT_NODE_RANK"',
+        'export NEMO_SKY_WORK="${NEMO_SKY_WORK:-$work}"',
         'export NEMO_SKY_CONFIG="$NEMO_SKY_WORK/config.yaml"',
         'export NEMO_SKY_JOB="${NEMO_SKY_JOB/#\\~/$HOME}"',
         'export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"',

@@ -2,18 +2,18 @@
 
 RUN_DIR/state.json is written by the backend alone:
 
-    {status, pid, pid_start, attempts: [{n, started_at, ended_at, status, exit_codes}], reason, tail}
+    {status, pid, pid_start, attempts: [{n, started_at, ended_at, status, exit_codes}], reason, tail, ...}
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-ACTIVE = ("PENDING", "SETUP", "RUNNING")
+ACTIVE = ("PENDING", "SETUP", "RUNNING", "RECOVERING")
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,9 @@ class State:
     """What became of a run: a status of ``ACTIVE``, or SUCCEEDED, FAILED, INTERRUPTED, CANCELLED, LOST.
 
     LOST means that the run says it is active but nobody runs it. ``pid`` and ``pid_start`` (clock ticks
-    after boot) name who does. ``tail`` holds the last lines of what failed first.
+    after boot) name who does on this machine. ``tail`` holds the last lines of what failed first. Of a run
+    elsewhere: how often it was ``preempted`` and recovered, its ``place``, the dollars per hour of all its
+    nodes by SkyPilot's catalog (None is unknown), and ``links`` to pages about it.
     """
 
     status: str
@@ -41,6 +43,10 @@ class State:
     attempts: tuple[Attempt, ...] = ()
     reason: str | None = None
     tail: tuple[str, ...] = ()
+    preemptions: int = 0
+    place: Mapping[str, Any] = field(default_factory=dict)
+    price_per_hour: float | None = None
+    links: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def active(self) -> bool:
@@ -60,12 +66,26 @@ class State:
 
 
 class Backend(Protocol):
-    """Where runs run. ``run_dir`` is the run's folder on the launcher's machine."""
+    """Where runs run. ``run_dir`` is the run's folder on the launcher's machine.
 
-    def submit(self, run_dir: Path, task: Mapping[str, Any]) -> None:
+    ``OUTLIVES_LAUNCHER`` says what Ctrl-C means to a launch that follows a run: stop it, or leave it be.
+    """
+
+    OUTLIVES_LAUNCHER: bool
+
+    def submit(
+        self,
+        run_dir: Path,
+        task: Mapping[str, Any],
+        *,
+        secrets: Mapping[str, str] | None = None,
+        managed: bool = False,
+    ) -> None:
         """Start the next attempt of a run and return once it is taken over.
 
-        ``task`` is a SkyPilot task. Raises UserError or Refused when it cannot be started.
+        ``task`` is a SkyPilot task; ``secrets`` are variables of the job that are written nowhere. A
+        ``managed`` job is recovered when its nodes are preempted, where the backend can do that. Raises
+        UserError or Refused when it cannot be started.
         """
         ...
 
@@ -83,4 +103,12 @@ class Backend(Protocol):
 
     def status(self, run_dir: Path) -> State:
         """What became of the run."""
+        ...
+
+    def down(self, run_dir: Path) -> None:
+        """Release the nodes that the run still holds."""
+        ...
+
+    def shell(self, run_dir: Path) -> list[str]:
+        """The command that opens a shell where the run is. Raises Refused when there is no such place."""
         ...

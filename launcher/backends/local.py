@@ -25,11 +25,17 @@ from launcher.backends.logs import Tail, last_lines
 from launcher.errors import Refused, UserError
 
 POLL_S = 0.05
+OUTLIVES_LAUNCHER = False
 KILL_S = 10.0  # what killing takes at most, once it is asked for
 
 
-def submit(run_dir: Path, task: Mapping[str, Any]) -> None:
-    """Start the next attempt; see ``base.Backend``. Waits for what an earlier attempt left to end."""
+def submit(
+    run_dir: Path, task: Mapping[str, Any], *, secrets: Mapping[str, str] | None = None, managed: bool = False
+) -> None:
+    """Start the next attempt; see ``base.Backend``. Waits for what an earlier attempt left to end.
+
+    Nothing preempts a job here, so ``managed`` is no different.
+    """
     _check(task)
     before = status(run_dir)
     if before.active:
@@ -44,7 +50,7 @@ def submit(run_dir: Path, task: Mapping[str, Any]) -> None:
             input=json.dumps({**task, "workdir": workdir}).encode(),
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
+            env={**os.environ, **(secrets or {}), "PYTHONPATH": os.pathsep.join(filter(None, paths))},
             check=False,
         )
     if done.returncode:
@@ -105,6 +111,15 @@ def status(run_dir: Path) -> State:
             reason = f"its supervisor (process {state.pid}) is gone: killed, or the machine went down"
             return replace(state, status="LOST", reason=reason)
     return state
+
+
+def down(run_dir: Path) -> None:
+    """A run that has ended holds nothing here; see ``base.Backend``."""
+
+
+def shell(run_dir: Path) -> list[str]:
+    """Refused: the run is on this machine."""
+    raise Refused(f"{run_dir.name} runs on this machine", hint=f"its files: {run_dir}/work")
 
 
 def _check(task: Mapping[str, Any]) -> None:

@@ -58,6 +58,15 @@ ConfigOption = Annotated[
     ),
 ]
 NodesOption = Annotated[int | None, typer.Option("--nodes", min=1, help="Number of nodes.")]
+RegionOption = Annotated[
+    str | None, typer.Option("--region", metavar="NAME", help="The cloud's region; of Slurm, the cluster.")
+]
+ZoneOption = Annotated[
+    str | None, typer.Option("--zone", metavar="NAME", help="The region's zone; of Slurm, the partition.")
+]
+GpusOption = Annotated[
+    str | None, typer.Option("--gpus", metavar="TYPE:COUNT", help="GPUs of each node, such as H100:8.")
+]
 StageArgument = Annotated[
     list[str],
     typer.Argument(
@@ -126,6 +135,16 @@ def cluster_name(cloud: str | None, cluster: str | None, default: str | None) ->
             hint="`--cloud local` is this machine; profiles stand in clusters/",
         )
     return chosen
+
+
+def market(spot: bool, on_demand: bool, spot_first: bool) -> str | None:
+    """The one of the three flags that was given; None leaves it to the profile."""
+    given = [
+        name for name, flag in (("spot", spot), ("on-demand", on_demand), ("spot-first", spot_first)) if flag
+    ]
+    if len(given) > 1:
+        raise UserError(f"--{given[0]} and --{given[1]} exclude each other; give one")
+    return given[0] if given else None
 
 
 def print_json(value: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,11 +12,15 @@ from launcher.cli.common import (
     ClusterOption,
     ConfigOption,
     Context,
+    GpusOption,
     JsonOption,
     NodesOption,
     ProjectOption,
+    RegionOption,
     StageArgument,
+    ZoneOption,
     cluster_name,
+    market,
     print_json,
     say,
     stage_name,
@@ -29,6 +34,32 @@ def launch(
     cluster: ClusterOption = None,
     config: ConfigOption = None,
     nodes: NodesOption = None,
+    region: RegionOption = None,
+    zone: ZoneOption = None,
+    gpus: GpusOption = None,
+    spot: Annotated[bool, typer.Option("--spot", help="On spot nodes only, recovered by SkyPilot.")] = False,
+    on_demand: Annotated[
+        bool, typer.Option("--on-demand", help="Not on spot, whatever the profile says.")
+    ] = False,
+    spot_first: Annotated[
+        bool, typer.Option("--spot-first", help="On spot while there is some, else on-demand.")
+    ] = False,
+    managed: Annotated[
+        bool, typer.Option("--managed", help="As a managed job, which SkyPilot recovers by itself.")
+    ] = False,
+    retries: Annotated[
+        int, typer.Option("--retries", min=0, help="How often a managed job that failed is begun again.")
+    ] = 0,
+    preemptions: Annotated[
+        int | None,
+        typer.Option("--preemptions", min=0, help="How many preemptions it may suffer; default: any number."),
+    ] = None,
+    secrets: Annotated[
+        Path | None,
+        typer.Option(
+            "--secrets", metavar="FILE", help="NAME=value lines that the job needs and no file shows."
+        ),
+    ] = None,
     first: Annotated[
         str | None, typer.Option("--from", metavar="STAGE", help="With `all`: start here.")
     ] = None,
@@ -52,6 +83,7 @@ def launch(
     """
     from launcher import launch as flow
     from launcher import summary
+    from launcher.clusters import Placement
     from launcher.plan import Request
 
     known: Context = context.obj
@@ -65,6 +97,11 @@ def launch(
         overrides=name.overrides,
         script_args=known.script_args,
         nodes=nodes,
+        placement=Placement(region, zone, gpus, market(spot, on_demand, spot_first)),
+        managed=managed,
+        retries=retries,
+        preemptions=preemptions,
+        secrets=secrets,
         first=first,
         last=last,
         resume=resume,

@@ -31,6 +31,8 @@ app.add_typer(recipes.app, name="recipes")
 app.add_typer(artifacts.app, name="artifacts")
 app.add_typer(lineage.app, name="lineage")
 app.add_typer(runs.app, name="runs")
+app.command("queue")(runs.queue)
+app.command("down")(runs.down)
 app.command("simulate")(simulate.simulate)
 app.command("version")(version.version)
 

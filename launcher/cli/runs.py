@@ -53,7 +53,10 @@ def show(
         return
     plain = [(key, value) for key, value in facts.items() if not isinstance(value, (dict, list))]
     metrics = [(f"metric {key}", value) for key, value in facts["metrics"].items()]
-    print_table(("field", "value"), [(k, v) for k, v in [*plain, *metrics] if v is not None], empty="")
+    links = [(f"link {key}", value) for key, value in facts["links"].items()]
+    print_table(
+        ("field", "value"), [(k, v) for k, v in [*plain, *metrics, *links] if v is not None], empty=""
+    )
     attempts = [
         (a["attempt"], a["status"], a["started_at"], a["hours"], a["cost_usd"], a["restored_from"] or "-")
         for a in facts["attempt_list"]
@@ -109,3 +112,71 @@ def cancel(
         print(f"{record.run_id} is {after.status.lower()}")
     else:
         print(f"{record.run_id} was {after.status.lower()} already")
+
+
+@app.command("ssh")
+def ssh(context: typer.Context, run: RunArgument, project: ProjectOption = None) -> None:
+    """Open a shell on the first node of a run; what follows `--` is run there instead."""
+    import os
+
+    from launcher import backends, runs
+
+    known: Context = context.obj
+    found = known.project(project)
+    record = runs.load(found.runs, run)
+    words = backends.get(record.backend).shell(runs.directory(found.runs, record.run_id))
+    os.execvp(words[0], [*words, *known.script_args])
+
+
+def queue(context: typer.Context, project: ProjectOption = None, json: JsonOption = False) -> None:
+    """Show the runs that are active now: where they are, how often preempted, and their price."""
+    from launcher import history
+
+    known: Context = context.obj
+    known.no_script_args()
+    facts = history.every(known.project(project), active_only=True)
+    if json:
+        print_json(facts)
+        return
+    columns = ("run", "status", "place", "nodes", "attempts", "preemptions", "$ an hour", "dashboard")
+    rows = [
+        (
+            f["run_id"],
+            f["status"],
+            f["place"] or f["cluster"],
+            f["nodes"],
+            f["attempts"],
+            f["preemptions"],
+            f["price_per_hour"],
+            f["links"].get("skypilot"),
+        )
+        for f in facts
+    ]
+    print_table(columns, rows, empty="nothing is active")
+
+
+def down(
+    context: typer.Context,
+    run: Annotated[
+        str | None, typer.Argument(metavar="RUN", help="A run's id, or the beginning of it.")
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every run of this project.")] = False,
+    project: ProjectOption = None,
+) -> None:
+    """Stop a run if it is active and release the nodes that it still holds."""
+    from launcher import backends, history, runs
+    from launcher.errors import UserError
+
+    known: Context = context.obj
+    known.no_script_args()
+    found = known.project(project)
+    if (run is None) != every:
+        raise UserError("name a run, or say --all", hint="`nemo-sky queue` shows the active ones")
+    for record in runs.every(found.runs) if run is None else [runs.load(found.runs, run)]:
+        backend = backends.get(record.backend)
+        folder = runs.directory(found.runs, record.run_id)
+        if backend.status(folder).active:
+            backend.cancel(folder)
+            history.sync(found, record)
+        backend.down(folder)
+        print(f"{record.run_id} is {backend.status(folder).status.lower()} and holds no node")

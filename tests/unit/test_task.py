@@ -153,7 +153,7 @@ def test_torchrun_meets_at_the_first_node(tmp_path: Path) -> None:
     assert "--nnodes 2 --node-rank 1 --nproc-per-node 8 --master-addr 10.0.0.7 --master-port 29500" in line
     assert words[:4] == ["-m", "launcher.agent", "--job", "tasks/demo/train"]
     script = words.index("recipes/demo/train.py")
-    work = "/home/user name/.nemo-sky/work/sky-2026-11-21_demo"
+    work = "/home/user name/.nemo-sky/work/sky-2026-11-21_demo/node-1"
     assert words[script + 1 : script + 3] == ["--config", f"{work}/config.yaml"]
 
 

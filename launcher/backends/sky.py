@@ -1,0 +1,225 @@
+"""Runs a task through SkyPilot: on a cluster of the run's own, or as a managed job that SkyPilot recovers.
+
+The run's id names its cluster or its managed job, so a launcher that was killed at any moment finds the run
+again by asking SkyPilot. RUN_DIR/sky.json says which of the two it is and which request asked for it.
+RUN_DIR/state.json is written once it has ended; from then on nobody asks SkyPilot about it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from launcher import runs
+from launcher.backends import sky_calls
+from launcher.backends.base import ACTIVE, State
+from launcher.errors import Refused
+
+OUTLIVES_LAUNCHER = True
+POLL_S = 1.0
+GONE_S = 120.0  # a request that was posted is in SkyPilot's lists by then
+TAIL = 40
+_AGAIN = 200  # lines remembered, so that a log taken up again is not shown twice
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """What a submission left behind. ``request`` is SkyPilot's id, None when the launcher died before it
+    came; ``submitted_at`` is in epoch seconds."""
+
+    managed: bool
+    request: str | None
+    submitted_at: float
+
+
+def submit(
+    run_dir: Path, task: Mapping[str, Any], *, secrets: Mapping[str, str] | None = None, managed: bool = False
+) -> None:
+    """Hand the next attempt to SkyPilot; see ``base.Backend``. Returns once SkyPilot has accepted it."""
+    before = status(run_dir)
+    if before.active:
+        raise Refused(f"{run_dir.name} is {before.status.lower()} already")
+    (run_dir / "state.json").unlink(missing_ok=True)
+    now = time.time()
+    # Before the request: should this process die while it is posted, the run is found by its name.
+    _save(run_dir, Ticket(managed, None, now))
+    try:
+        request = sky_calls.launch(run_dir.name, task, secrets or {}, managed)
+    except Refused:
+        (run_dir / "sky.json").unlink()
+        raise
+    _save(run_dir, Ticket(managed, request, now))
+
+
+def follow(run_dir: Path, *, from_start: bool = True, wait: bool = True) -> Iterator[str]:
+    """What SkyPilot says while it provisions, then the job's log; see ``base.Backend``.
+
+    A lost connection is taken up again where it broke off; leaving it stops nothing.
+    """
+    log = run_dir / "logs" / "sky.log"
+    if not status(run_dir).active and log.exists():
+        if from_start:
+            yield from log.read_text(errors="replace").splitlines()
+        return
+    ticket = _ticket(run_dir)
+    if ticket is None:
+        return
+    if wait and ticket.request and status(run_dir).status in ("PENDING", "SETUP"):
+        with contextlib.suppress(Refused):  # why it failed is the run's status
+            yield from sky_calls.request_log(ticket.request)
+    shown: deque[str] = deque(maxlen=_AGAIN)
+    while True:
+        with contextlib.suppress(Refused):
+            fresh = not shown
+            skipping = bool(shown)
+            tail = 0 if from_start or not fresh else 1
+            for line in sky_calls.job_log(run_dir.name, ticket.managed, wait=wait, tail=tail):
+                skipping = skipping and line in shown
+                if not skipping:
+                    shown.append(line)
+                    yield line
+        if not wait or not status(run_dir).active:
+            return
+        time.sleep(POLL_S)
+
+
+def cancel(run_dir: Path, grace_s: float | None = None) -> None:
+    """Stop the run and take its nodes down; see ``base.Backend``.
+
+    SkyPilot itself signals the job and decides how long it may save: ``grace_s`` is not used.
+    """
+    ticket = _ticket(run_dir)
+    if ticket is None or not status(run_dir).active:
+        down(run_dir)
+        return
+    name = run_dir.name
+    if ticket.request:
+        sky_calls.withdraw(ticket.request)
+    if ticket.managed:
+        sky_calls.cancel_managed(name)
+        while (state := status(run_dir)).active:
+            time.sleep(POLL_S)
+        if state.status not in ("SUCCEEDED", "FAILED"):
+            _finish(run_dir, ticket, replace(state, status="CANCELLED"))
+        return
+    sky_calls.cancel_cluster_job(name)
+    if (state := status(run_dir)).status not in ("SUCCEEDED", "FAILED"):
+        _finish(run_dir, ticket, replace(state, status="CANCELLED", reason="cancelled"))
+    sky_calls.down(name)
+
+
+def down(run_dir: Path) -> None:
+    """Release what the run holds. A cluster goes away with all that is on it; a managed job frees its own."""
+    ticket = _ticket(run_dir)
+    if ticket is not None and not ticket.managed:
+        status(run_dir)  # its log is fetched while there is a node to ask
+        sky_calls.down(run_dir.name)
+
+
+def shell(run_dir: Path) -> list[str]:
+    """The command that opens a shell on the run's first node. Raises Refused when there is none."""
+    ticket = _ticket(run_dir)
+    cluster = run_dir.name if ticket else None
+    if ticket and ticket.managed:
+        job = sky_calls.managed_job(run_dir.name)
+        cluster = job.cluster if job else None
+    if cluster is None or not sky_calls.is_up(cluster):
+        raise Refused(f"{run_dir.name} has no node now", hint=f"`nemo-sky runs show {run_dir.name}`")
+    return sky_calls.ssh_command(cluster)
+
+
+def status(run_dir: Path) -> State:
+    """What became of the run; LOST when SkyPilot knows nothing of it and its journal names no end.
+
+    Raises Refused when SkyPilot cannot be asked.
+    """
+    if ended := _ended(run_dir):
+        return ended
+    ticket = _ticket(run_dir)
+    if ticket is None:
+        return State("LOST", reason="it was never started")
+    asked = sky_calls.request_state(ticket.request) if ticket.request else None
+    find = sky_calls.managed_job if ticket.managed else sky_calls.cluster_job
+    job = find(run_dir.name)
+    if asked and asked.status == "FAILED" and (job is None or job.status not in ACTIVE):
+        return _finish(
+            run_dir, ticket, State("FAILED", reason=f"SkyPilot could not launch it: {asked.error}")
+        )
+    if asked and asked.status in ("PENDING", "WAITING", "RUNNING") and (job is None or not job.status):
+        return State("SETUP", place=job.place if job else {}, links=sky_calls.links(run_dir.name, job))
+    if job is None or job.status is None:
+        return _without_a_job(run_dir, ticket)
+    state = State(
+        job.status,
+        reason=job.reason,
+        preemptions=job.recoveries,
+        place=job.place,
+        price_per_hour=job.price_per_hour,
+        links=sky_calls.links(run_dir.name, job),
+    )
+    return state if state.active else _finish(run_dir, ticket, state)
+
+
+def _without_a_job(run_dir: Path, ticket: Ticket) -> State:
+    """SkyPilot has no job of this name: it is not there yet, or its nodes are gone."""
+    if ticket.request is None and time.time() - ticket.submitted_at < GONE_S:
+        return State("PENDING", reason="it was being handed to SkyPilot when the launcher ended")
+    if (end := _journal_end(run_dir)) and end["ts"] > ticket.submitted_at:
+        known = {"succeeded": "SUCCEEDED", "failed": "FAILED", "cancelled": "CANCELLED"}
+        state = State(known.get(end["status"], "INTERRUPTED"), reason=end.get("reason") or None)
+        return _finish(run_dir, ticket, state)
+    return State("LOST", reason="its nodes are gone: preempted, brought down, or their time was up")
+
+
+def _finish(run_dir: Path, ticket: Ticket, state: State) -> State:
+    """Keep the end of a run: its log while a node can still be asked, then its state."""
+    log = run_dir / "logs" / "sky.log"
+    lines: list[str] = []
+    with contextlib.suppress(Refused):
+        lines = list(sky_calls.job_log(run_dir.name, ticket.managed, wait=False, tail=0))
+    if lines or not log.exists():
+        runs.write_text(log, "".join(f"{line}\n" for line in lines))
+    ended = replace(state, tail=tuple(lines[-TAIL:]))
+    runs.write_text(run_dir / "state.json", ended.to_json())
+    return ended
+
+
+def _journal_end(run_dir: Path) -> Mapping[str, Any] | None:
+    """The last attempt's end as the agent recorded it in the store; None when there is none."""
+    import yaml
+
+    from launcher.artifacts.store import open_store
+    from launcher.errors import UserError
+    from launcher.lineage import sync
+
+    try:
+        job = yaml.safe_load((run_dir / "job" / "job.yaml").read_text())
+        attempts = sync.attempts(open_store(job["artifacts"], job["s3_endpoint"]), run_dir.name)
+    except (OSError, UserError):
+        return None
+    last = attempts[-1][-1] if attempts and attempts[-1] else None
+    return last if last and last["type"] == "attempt_ended" else None
+
+
+def _ended(run_dir: Path) -> State | None:
+    try:
+        return State.from_json((run_dir / "state.json").read_text())
+    except FileNotFoundError:
+        return None
+
+
+def _ticket(run_dir: Path) -> Ticket | None:
+    try:
+        return Ticket(**json.loads((run_dir / "sky.json").read_text()))
+    except FileNotFoundError:
+        return None
+
+
+def _save(run_dir: Path, ticket: Ticket) -> None:
+    runs.write_text(run_dir / "sky.json", json.dumps(asdict(ticket)) + "\n")

@@ -1,0 +1,349 @@
+"""SkyPilot's Python SDK, 0.14, as far as we use it: names in, plain values out.
+
+Every call may start SkyPilot's local API server (10 s); a remote one is used when SkyPilot's own
+configuration names it. ``import sky`` costs 1.5 s, so nothing here is imported before it is needed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import queue
+import re
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from launcher.errors import Refused, UserError
+
+# SkyPilot's words for the state of a job, as ours. Setting up is the node's part of preparing.
+_JOB = {
+    "INIT": "SETUP",
+    "PENDING": "SETUP",
+    "SETTING_UP": "SETUP",
+    "RUNNING": "RUNNING",
+    "SUCCEEDED": "SUCCEEDED",
+    "FAILED": "FAILED",
+    "FAILED_SETUP": "FAILED",
+    "FAILED_DRIVER": "FAILED",
+    "CANCELLED": "CANCELLED",
+}
+_MANAGED = {
+    "PENDING": "PENDING",
+    "SUBMITTED": "PENDING",
+    "STARTING": "SETUP",
+    "RUNNING": "RUNNING",
+    "WINDING_DOWN": "RUNNING",
+    "RECOVERING": "RECOVERING",
+    "CANCELLING": "RUNNING",
+    "SUCCEEDED": "SUCCEEDED",
+    "CANCELLED": "CANCELLED",
+    # The controller died and nobody watches the job: launching the run again takes it up.
+    "FAILED_CONTROLLER": "LOST",
+}
+_PREFIX = re.compile(
+    r"^(?:\x1b\[[0-9;]*m)*\((?P<who>[^()]*?)(?:, rank=(?P<rank>\d+))?, pid=\d+(?:, ip=[^)]*)?\)"
+    r"(?:\x1b\[[0-9;]*m)* ?"
+)
+_ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run as SkyPilot sees it. ``status`` None: there is a cluster, but no job on it.
+
+    ``price_per_hour`` is dollars for all nodes by SkyPilot's catalog, None when it knows none.
+    """
+
+    status: str | None
+    reason: str | None = None
+    recoveries: int = 0
+    job_id: int | None = None
+    cluster: str | None = None
+    place: Mapping[str, Any] = field(default_factory=dict)
+    price_per_hour: float | None = None
+
+
+@dataclass(frozen=True)
+class RequestState:
+    """SkyPilot's own status of one request, and its error."""
+
+    status: str
+    error: str | None
+
+
+@contextmanager
+def calls() -> Iterator[Any]:
+    """Give the SDK; what it prints goes to stderr, and what it raises becomes Refused."""
+    try:
+        import sky
+    except ImportError as error:
+        raise Refused(
+            "SkyPilot is not installed", hint="pip install 'nemo-sky[sky]', or launch with --cloud local"
+        ) from error
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield sky
+    except UserError:
+        raise
+    except Exception as error:  # whatever a server somewhere raised arrives here as itself
+        raise Refused(f"SkyPilot: {_said(error)}", hint=_advice(error)) from error
+
+
+def launch(name: str, task: Mapping[str, Any], secrets: Mapping[str, str], managed: bool) -> str:
+    """Ask for a launch under ``name`` and return the request's id. The values of ``secrets`` go nowhere
+    else than to SkyPilot."""
+    with calls() as sky:
+        built = sky.Task.from_yaml_config({**task, "secrets": dict(secrets)} if secrets else dict(task))
+        request = sky.jobs.launch(built, name=name) if managed else sky.launch(built, cluster_name=name)
+        return str(request)
+
+
+def request_state(request: str) -> RequestState | None:
+    """The state of a request, None when the server has forgotten it."""
+    with calls() as sky:
+        found = sky.api_status(request_ids=[request])
+    if not found:
+        return None
+    return RequestState(str(found[0].status), _request_error(found[0].error))
+
+
+def cluster_job(name: str) -> Job | None:
+    """The newest job of the cluster ``name``; None when there is no such cluster."""
+    with calls() as sky:
+        found = sky.get(sky.status(cluster_names=[name], refresh=sky.StatusRefreshMode.AUTO))
+        if not found:
+            return None
+        record = found[0]
+        here = Job(
+            None,
+            reason=record.get("init_status_reason"),
+            cluster=name,
+            place=_place(record["cloud"], record["region"], _zone(record), record["nodes"]),
+            price_per_hour=_price(record["handle"]),
+        )
+        if record["status"].value != "UP":
+            return here
+        try:
+            jobs = sky.get(sky.queue(name, all_users=True))
+        except (sky.exceptions.ClusterNotUpError, sky.exceptions.ClusterDoesNotExist):
+            return here  # it went between the two questions
+    if not jobs:
+        return here
+    newest = max(jobs, key=lambda job: job["job_id"])
+    status = newest["status"].value
+    reason = None if status in ("SUCCEEDED", "RUNNING") else f"its job is {status} on {name}"
+    return replace(here, status=_JOB[status], reason=reason, job_id=newest["job_id"])
+
+
+def managed_job(name: str) -> Job | None:
+    """The newest managed job called ``name``; None when there is none."""
+    fields = [
+        "job_id",
+        "task_id",
+        "job_name",
+        "status",
+        "recovery_count",
+        "failure_reason",
+        "cloud",
+        "region",
+    ]
+    fields += ["zone", "current_cluster_name", "infra", "user_hash", "schedule_state"]
+    with calls() as sky:
+        try:
+            records, *_ = sky.get(sky.jobs.queue_v2(refresh=False, name_match=name, fields=fields))
+        except sky.exceptions.ClusterNotUpError:
+            return None  # there was never a jobs controller
+    mine = [record for record in records if record["job_name"] == name]
+    if not mine:
+        return None
+    record = max(mine, key=lambda item: item["job_id"])
+    status = record["status"].value
+    return Job(
+        _MANAGED.get(status, "FAILED"),
+        reason=record.get("failure_reason") or (None if status in _MANAGED else status),
+        recoveries=record.get("recovery_count") or 0,
+        job_id=record["job_id"],
+        cluster=record.get("current_cluster_name"),
+        place=_place(record.get("cloud"), record.get("region"), record.get("zone"), None),
+    )
+
+
+def request_log(request: str) -> Iterator[str]:
+    """What SkyPilot says while it carries a request out, until it is done. Raises Refused when it fails."""
+    with calls() as sky:
+        pass
+    yield from _stream(lambda out: sky.stream_and_get(request, output_stream=out))
+
+
+def job_log(name: str, managed: bool, *, wait: bool, tail: int) -> Iterator[str]:
+    """The job's log, lines of several nodes marked ``[node R] ``; ``tail`` 0 is from its beginning.
+
+    Raises Refused when SkyPilot has none.
+    """
+    job = managed_job(name) if managed else cluster_job(name)
+    if job is None or job.job_id is None:
+        raise Refused(f"SkyPilot has no job {name}")
+    with calls() as sky:
+        pass
+
+    def read(out: io.TextIOBase) -> object:
+        if managed:
+            return sky.jobs.tail_logs(job_id=job.job_id, follow=wait, tail=tail or None, output_stream=out)
+        return sky.tail_logs(name, job.job_id, follow=wait, tail=tail, output_stream=out)
+
+    for line in _stream(read):
+        if (plain := plain_line(line)) is not None:
+            yield plain
+
+
+def plain_line(line: str) -> str | None:
+    """A line of SkyPilot's log without its prefix; of several nodes with ours; None for its own chatter."""
+    found = _PREFIX.match(line)
+    if not found:
+        text = _ANSI.sub("", line)
+        return None if text.startswith(("├──", "└──", "Streaming", "⚙", "✓", "Tip:", "📋")) else text
+    rest = line[found.end() :]
+    return f"[node {found['rank']}] {rest}" if found["rank"] is not None else rest
+
+
+def withdraw(request: str) -> None:
+    """Cancel a request that is not carried out yet. One that is finished stays so."""
+    with calls() as sky, contextlib.suppress(sky.exceptions.RequestCancelled):
+        sky.get(sky.api_cancel([request], silent=True))
+
+
+def cancel_cluster_job(name: str) -> None:
+    """Stop what runs on the cluster; it may be gone already."""
+    with calls() as sky, contextlib.suppress(*_absent(sky)):
+        sky.get(sky.cancel(name, all=True))
+
+
+def cancel_managed(name: str) -> None:
+    """Ask for the end of every managed job called ``name``."""
+    job = managed_job(name)
+    if job and job.job_id is not None:
+        with calls() as sky:
+            sky.get(sky.jobs.cancel(job_ids=[job.job_id]))
+
+
+def down(name: str) -> None:
+    """Take the cluster ``name`` down and return when it is; it may be gone already."""
+    with calls() as sky, contextlib.suppress(*_absent(sky)):
+        sky.get(sky.down(name))
+
+
+def is_up(name: str) -> bool:
+    with calls() as sky:
+        found = sky.get(sky.status(cluster_names=[name], all_users=True))
+    return bool(found) and found[0]["status"].value == "UP"
+
+
+def ssh_command(cluster: str) -> list[str]:
+    """SkyPilot writes a host alias for every cluster into its own part of the ssh configuration."""
+    return ["ssh", cluster]
+
+
+def links(name: str, job: Job | None) -> dict[str, str]:
+    """Where to look at the run in SkyPilot's dashboard."""
+    with calls():
+        from sky.server import common
+
+        url = str(common.get_server_url()).rstrip("/")
+    if job and job.job_id is not None and job.cluster != name:
+        return {"skypilot": f"{url}/dashboard/jobs/{job.job_id}"}
+    return {"skypilot": f"{url}/dashboard/clusters/{name}"}
+
+
+def _absent(sky: Any) -> tuple[type[Exception], ...]:
+    return (sky.exceptions.ClusterDoesNotExist, sky.exceptions.ClusterNotUpError)
+
+
+def _place(cloud: Any, region: Any, zone: Any, nodes: Any) -> dict[str, Any]:
+    found = {"cloud": str(cloud).lower() if cloud else None, "region": region, "zone": zone, "nodes": nodes}
+    return {key: value for key, value in found.items() if value}
+
+
+def _zone(record: Any) -> str | None:
+    resources = getattr(record["handle"], "launched_resources", None)
+    return getattr(resources, "zone", None)
+
+
+def _price(handle: Any) -> float | None:
+    """By SkyPilot's own catalog, which answers 0 for a place that it knows no price of."""
+    try:
+        price = handle.launched_resources.get_cost(3600) * handle.launched_nodes
+    except Exception:  # a place without a catalog raises whatever it likes
+        return None
+    return round(float(price), 4) or None
+
+
+def _request_error(text: Any) -> str | None:
+    """The message of an error that the server recorded with a request."""
+    if not text:
+        return None
+    import json
+
+    try:
+        values = json.loads(text) if isinstance(text, str) else text
+        return _ANSI.sub("", str(values.get("message") or values.get("type") or values))
+    except (ValueError, AttributeError):
+        return _ANSI.sub("", str(text))
+
+
+def _said(error: Exception) -> str:
+    text = _ANSI.sub("", str(error)).strip()
+    return text or type(error).__name__
+
+
+def _advice(error: Exception) -> str:
+    text, kind = str(error), type(error).__name__
+    if kind in ("ApiServerConnectionError", "ConnectionError"):
+        return "`sky api info` shows which API server is used; `sky api start` starts one here"
+    if kind == "NoCloudAccessError" or "not enabled" in text:
+        return "`sky check` says which clouds have credentials, `nemo-sky doctor` how to mend it"
+    if kind == "ResourcesUnavailableError":
+        return "another --region, --gpus or --cloud may have room; a managed job (--managed) waits for it"
+    return "`nemo-sky doctor` checks the set-up"
+
+
+class _Lines(io.TextIOBase):
+    """A text stream that hands whole lines on to a queue."""
+
+    def __init__(self, out: queue.Queue[str | BaseException | None]) -> None:
+        self._out = out
+        self._rest = ""
+
+    def write(self, text: str) -> int:
+        *lines, self._rest = (self._rest + text).replace("\r\n", "\n").split("\n")
+        for line in lines:
+            self._out.put(line.rsplit("\r", 1)[-1])
+        return len(text)
+
+    def end(self) -> None:
+        if self._rest:
+            self._out.put(self._rest)
+
+
+def _stream(read: Callable[[io.TextIOBase], object]) -> Iterator[str]:
+    """Lines as a blocking SDK call writes them. It runs in a thread of its own, so that Ctrl-C is heard at
+    once and SkyPilot draws no spinner; left early, the thread ends with this process."""
+    lines: queue.Queue[str | BaseException | None] = queue.Queue()
+    out = _Lines(lines)
+
+    def work() -> None:
+        try:
+            read(out)
+            out.end()
+            lines.put(None)
+        except BaseException as error:
+            lines.put(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    while (item := lines.get()) is not None:
+        if isinstance(item, BaseException):
+            raise Refused(f"SkyPilot: {_said(item if isinstance(item, Exception) else RuntimeError())}")
+        yield item
