@@ -9,6 +9,7 @@ Everything that can be refused is refused before the first stage starts; a dry r
 from __future__ import annotations
 
 import shlex
+import uuid
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -237,7 +238,10 @@ def write_job(plan: Plan, run: runs.Run, project: Project, request: Request) -> 
         submitted["secrets"] = dict.fromkeys(names)
     runs.write_text(folder / "job" / "train.yaml", config.dump_yaml(plan.values))
     runs.write_text(
-        folder / "job" / "job.yaml", config.dump_yaml({"run_id": run.run_id, **plan.job, "provenance": facts})
+        folder / "job" / "job.yaml",
+        config.dump_yaml(
+            {"run_id": run.run_id, "submission": uuid.uuid4().hex, **plan.job, "provenance": facts}
+        ),
     )
     if commit.patch:
         runs.write_text(folder / "provenance.patch", commit.patch)

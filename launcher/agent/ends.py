@@ -5,6 +5,7 @@
 65    the output or its metadata is not what the stage promises
 66    an input is missing
 69    the artifact store cannot be used
+73    a limit of the launch is reached: it was preempted too often
 75    interrupted: what could be saved is committed, the same run resumes there
 """
 
@@ -25,6 +26,7 @@ from launcher.errors import UserError
 BAD_OUTPUT = 65
 NO_INPUT = 66
 NO_STORE = 69
+LIMIT = 73
 INTERRUPTED = 75
 
 START_RETRY_S = 60.0

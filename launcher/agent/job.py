@@ -29,6 +29,7 @@ class Job:
 
     ``inputs`` maps a name to ``{"ref": "art://..."}`` or ``{"path": "/folder"}``. ``price_per_hour`` is in
     dollars for all nodes, None when unknown. ``keep`` is how many checkpoints stay, None for all.
+    ``submission`` names the launch, which may suffer so many ``preemptions`` (None: any number).
     """
 
     run_id: str
@@ -44,6 +45,8 @@ class Job:
     price_per_hour: float | None
     provenance: Mapping[str, Any]
     config: Mapping[str, Any]
+    submission: str | None = None
+    preemptions: int | None = None
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,8 @@ def read_job(folder: Path) -> Job:
             price_per_hour=values.get("price_per_hour"),
             provenance={**(values.get("provenance") or {}), "versions": versions()},
             config=_mapping(folder / "train.yaml"),
+            submission=values.get("submission"),
+            preemptions=(values.get("limits") or {}).get("preemptions"),
         )
     except KeyError as error:
         raise UserError(f"{error.args[0]} is missing", where=where) from error

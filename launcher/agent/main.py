@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.agent import inputs, output, rendezvous, watch
+from launcher.agent import inputs, limits, output, rendezvous, watch
 from launcher.agent.ends import (
     BAD_OUTPUT,
     END_RETRY_S,
@@ -50,6 +50,7 @@ from launcher.artifacts import checkpoints, transfer
 from launcher.artifacts.checkpoints import Checkpoint
 from launcher.artifacts.store import Store, StoreError, open_store
 from launcher.errors import UserError
+from launcher.lineage import sync
 
 MLFLOW_WAIT_S = 30.0  # for MLflow's id of the run, which the output names
 MEMBER_WAIT_S = 3600.0  # for node 0's last checkpoint, once the command has ended here
@@ -140,10 +141,13 @@ def carry_out(order: Order, attempt: Attempt, record: Record, clock: output.Cloc
     """The attempt proper. Raises Ended or Interrupted where it cannot go on."""
     job, node, store, stop = order.job, order.node, order.store, order.stop
 
+    with ends_with(NO_STORE), stop.interruptible():
+        earlier = insist(lambda: sync.attempts(store, job.run_id), START_RETRY_S)
     # What it starts from.
     found: list[Input] = []
     config: dict[str, Any] = dict(job.config)
     try:
+        limits.check(earlier, job.submission, job.preemptions)
         with ends_with(NO_INPUT), stop.interruptible():
             found = insist(lambda: inputs.resolve(job, store), START_RETRY_S)
             config = inputs.script_config(job, node, found)
@@ -266,7 +270,7 @@ def started(order: Order, attempt: Attempt, config: dict[str, Any], found: list[
     names = {"run_id": job.run_id, "family": job.family, "stage": job.stage, "experiment": job.experiment}
     return {
         "attempt": attempt.number,
-        "run": {**job.provenance, **names},
+        "run": {**job.provenance, **names, "submission": job.submission},
         "params": inputs.flat(config),
         "inputs": [item.event(order.store) for item in found],
         "place": dict(order.node.place),

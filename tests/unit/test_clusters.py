@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from launcher import clusters
+from launcher.clusters import Placement
 from launcher.errors import UserError
 
 SHIPPED = Path(__file__).parents[2] / "clusters"
@@ -82,3 +83,46 @@ def test_every_mistake_names_its_line(tmp_path: Path, text: str, line: int, mess
 def test_an_unknown_name_gets_the_nearest() -> None:
     with pytest.raises(UserError, match="did you mean 'nebius'"):
         clusters.load("nebuis", SHIPPED)
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted", "expected"),
+    [
+        ("aws", Placement(region="us-east-1"), {"infra": "aws/us-east-1"}),
+        ("aws", Placement(zone="us-east-1a"), {"infra": "aws/*/us-east-1a"}),
+        ("any", Placement(region="us-east1"), {"infra": "*/us-east1"}),
+        ("slurm", Placement(region="ours", zone="gpu"), {"infra": "slurm/ours/gpu"}),
+        ("aws", Placement(gpus="H200:4"), {"accelerator": ("H200",), "gpus_per_node": 4}),
+        ("aws", Placement(gpus="H200"), {"accelerator": ("H200",), "gpus_per_node": None}),
+        ("aws", Placement(market="spot"), {"spot": True, "spot_first": False}),
+        ("aws", Placement(market="spot-first"), {"spot": False, "spot_first": True}),
+        ("local", Placement(), {"infra": None}),
+    ],
+)
+def test_a_launch_may_say_where(name: str, wanted: Placement, expected: dict[str, object]) -> None:
+    placed = clusters.place(clusters.load(name, SHIPPED), wanted)
+    assert {key: getattr(placed, key) for key in expected} == expected
+
+
+def test_a_region_replaces_the_profiles_own_and_its_zone(tmp_path: Path) -> None:
+    mine = clusters.load(str(write(tmp_path, "mine", "infra: aws/us-east-1/us-east-1a\n")), tmp_path)
+    assert clusters.place(mine, Placement(region="us-west-2")).infra == "aws/us-west-2"
+    assert clusters.place(mine, Placement(zone="us-east-1b")).infra == "aws/us-east-1/us-east-1b"
+    assert clusters.place(mine, Placement(gpus="H100:8")).infra == "aws/us-east-1/us-east-1a"
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted", "message"),
+    [
+        ("local", Placement(region="x"), "--region means nothing on this machine"),
+        ("local", Placement(market="spot"), "--spot means nothing on this machine"),
+        ("slurm", Placement(market="spot-first"), "--spot-first: Slurm has no spot market"),
+        ("aws", Placement(gpus="H100:many"), "--gpus H100:many: write TYPE:COUNT"),
+        ("aws", Placement(gpus="H100:0"), "write TYPE:COUNT"),
+        ("aws", Placement(gpus=":8"), "write TYPE:COUNT"),
+    ],
+)
+def test_what_a_place_cannot_have_is_refused(name: str, wanted: Placement, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        clusters.place(clusters.load(name, SHIPPED), wanted)
+    assert message in caught.value.message

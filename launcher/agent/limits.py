@@ -1,0 +1,39 @@
+"""Whether an attempt may begin at all: what must not be tried again, and how many preemptions are allowed.
+
+SkyPilot begins a failed job again by count alone (``max_restarts_on_errors``), whatever its exit code, and a
+preempted one without end. The journals in the store know better, so the attempt itself decides, at its start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from launcher.agent.ends import BAD_OUTPUT, LIMIT, NO_INPUT, Ended
+from launcher.lineage.journal import Event
+
+# Trying again cannot help: only a change of the recipe, the config or the store does.
+FINAL = (BAD_OUTPUT, NO_INPUT, LIMIT)
+
+
+def check(earlier: Sequence[Sequence[Event]], submission: str | None, preemptions: int | None) -> None:
+    """Raise Ended when the attempt must not begin. ``earlier`` holds the journals of the run's attempts.
+
+    Only attempts of the same ``submission`` count: a launch by a person begins anew. An attempt without an
+    end in its journal, or that was interrupted, was preempted; ``preemptions`` None allows any number.
+    """
+    ends = [_end(events) for events in earlier if submission and _submission(events) == submission]
+    if ends and (last := ends[-1]) and last["exit_code"] in FINAL:
+        raise Ended(int(last["exit_code"]), f"not tried again: {last.get('reason') or 'it cannot succeed'}")
+    lost = sum(1 for end in ends if end is None or end["status"] == "interrupted")
+    if preemptions is not None and lost > preemptions:
+        raise Ended(LIMIT, f"preempted {lost} times, and --preemptions allows {preemptions}")
+
+
+def _submission(events: Sequence[Event]) -> str | None:
+    return next(
+        (event["run"].get("submission") for event in events if event["type"] == "attempt_started"), None
+    )
+
+
+def _end(events: Sequence[Event]) -> Event | None:
+    return events[-1] if events and events[-1]["type"] == "attempt_ended" else None
