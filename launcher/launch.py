@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from launcher import config, inputs, provenance, runs, secrets, task
+from launcher import preflight as checks
 from launcher.errors import Refused, RunFailed, UserError
 from launcher.plan import Plan, Request, awaited, pin, plans, select, to_task
 from launcher.project import Project
@@ -79,33 +80,19 @@ def dry_run(request: Request, project: Project, say: Say) -> list[tuple[Plan, ta
 
 
 def preflight(request: Request, project: Project, drafts: Sequence[Plan], store: Store) -> None:
-    """Refuse now what would fail later: an unreachable store or tracker, an absent input, a backend that
-    cannot launch."""
-    from launcher.lineage import mlflow_view
-
-    for draft in drafts:
-        secrets.of(draft.profile, draft.image, request.secrets)
-        if draft.profile.backend == "sky":
-            _require_shared_store(draft, project)
+    """Refuse now what would fail later. ``--force`` goes on in spite of estimates, never of what is known."""
     if request.detach and len(drafts) > 1:
         raise UserError("--detach works for one stage: the next one needs the artifact of the one before")
     if request.resume and len(drafts) > 1:
         raise UserError("--resume names a run of one stage; without it, `all` resumes what is unfinished")
-    store.check()
-    mlflow_view.check(project.tracking)
+    for draft in drafts:
+        checks.require(checks.of_plan(draft, project, request.secrets), request.force)
+    checks.require(checks.of_project(project, store), request.force)
+    for profile in {draft.profile.infra: draft.profile for draft in drafts}.values():
+        checks.require(checks.of_place(profile), request.force)
     for draft, later in zip(drafts, awaited(drafts), strict=True):
         here = {name: item for name, item in draft.inputs.items() if name not in later}
         inputs.pin(here, store, project.tracking, {})
-
-
-def _require_shared_store(plan: Plan, project: Project) -> None:
-    """Refused when the nodes could not reach the store that this machine reads."""
-    if not project.artifacts.startswith("s3://") and not plan.profile.shared_filesystem:
-        raise Refused(
-            f"artifacts: {plan.profile.name} cannot reach {project.artifacts}, a folder of this machine",
-            hint="set artifacts: s3://BUCKET/PREFIX in nemo-sky.yaml or NEMO_SKY_ARTIFACTS; a cluster that "
-            "sees the same folders says shared_filesystem: true in its profile",
-        )
 
 
 def run_stage(plan: Plan, request: Request, project: Project, store: Store, say: Say, log: Say) -> Outcome:

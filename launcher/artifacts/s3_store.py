@@ -130,6 +130,12 @@ class S3Store:
                 f"{self.url}{self._at()} did not answer within {CHECK_SECONDS:.0f} seconds", hint=_REACH_HINT
             ) from None
 
+    def date(self) -> str | None:
+        """What time the service says it is, as HTTP writes it. Raises StoreError when it does not answer."""
+        with self._errors("read", ""):
+            reply = self._client().head_bucket(Bucket=self.bucket)
+        return reply["ResponseMetadata"]["HTTPHeaders"].get("date")
+
     def _pages(self, **arguments: Any) -> Any:
         pages = self._client().get_paginator("list_objects_v2")
         return pages.paginate(Bucket=self.bucket, PaginationConfig={"PageSize": KEYS_AT_ONCE}, **arguments)

@@ -93,6 +93,13 @@ def calls() -> Iterator[Any]:
         raise Refused(f"SkyPilot: {_said(error)}", hint=_advice(error)) from error
 
 
+def enabled_clouds() -> list[str]:
+    """The clouds that SkyPilot has working credentials for, as profiles write them."""
+    with calls() as sky:
+        found = sky.get(sky.enabled_clouds())
+    return sorted({str(cloud).split("/")[0].lower() for cloud in found})
+
+
 def launch(name: str, task: Mapping[str, Any], secrets: Mapping[str, str], managed: bool) -> str:
     """Ask for a launch under ``name`` and return the request's id. The values of ``secrets`` go nowhere
     else than to SkyPilot."""

@@ -11,7 +11,19 @@ import sys
 
 import typer
 
-from launcher.cli import artifacts, check, config, launch, lineage, recipes, render, runs, simulate, version
+from launcher.cli import (
+    artifacts,
+    check,
+    config,
+    doctor,
+    launch,
+    lineage,
+    recipes,
+    render,
+    runs,
+    simulate,
+    version,
+)
 from launcher.cli.common import Context, ProjectOption
 from launcher.errors import UserError
 
@@ -26,6 +38,7 @@ app = typer.Typer(
 app.command("launch")(launch.launch)
 app.command("render")(render.render)
 app.command("check")(check.check)
+app.command("doctor")(doctor.doctor)
 app.add_typer(config.app, name="config")
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(artifacts.app, name="artifacts")

@@ -1,0 +1,68 @@
+"""``nemo-sky doctor``: what a launch would need, checked without launching."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from launcher.cli.common import (
+    CloudOption,
+    ClusterOption,
+    ConfigOption,
+    Context,
+    JsonOption,
+    NodesOption,
+    ProjectOption,
+    cluster_name,
+    print_json,
+    stage_name,
+)
+
+NOT_READY = 3
+MARKS = {True: "ok", False: "FAILED", None: "unknown"}
+
+
+def doctor(
+    context: typer.Context,
+    stage: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="STAGE", help="Also what this stage needs: FAMILY STAGE, then overrides."),
+    ] = None,
+    cloud: CloudOption = None,
+    cluster: ClusterOption = None,
+    config: ConfigOption = None,
+    nodes: NodesOption = None,
+    project: ProjectOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Check the store, the tracker, the clock, a cloud's credentials and, with STAGE, what it needs.
+
+    Says how to mend each failure; exits 3 when there is one. A launch checks the same by itself.
+    """
+    from dataclasses import asdict
+
+    from launcher import clusters, preflight
+    from launcher import launch as flow
+    from launcher.plan import Request, plans, select
+
+    known: Context = context.obj
+    known.no_script_args()
+    found = known.project(project)
+    place = cluster_name(cloud, cluster, default="local")
+    findings = list(preflight.of_project(found, flow.open_store(found)))
+    findings += preflight.of_place(clusters.load(place, found.clusters))
+    if stage:
+        name = stage_name(stage)
+        request = Request(name.family, name.stage, place, config, name.overrides, nodes=nodes)
+        for draft in plans(request, found, select(request, found)):
+            findings += preflight.of_plan(draft, found)
+    if json:
+        print_json([asdict(item) for item in findings])
+    else:
+        for item in findings:
+            print(f"{MARKS[item.ok]:>7}  {item.check}: {item.says}")
+            if item.hint and item.ok is not True:
+                print(f"{'':>9}{item.hint}")
+    if any(item.ok is False for item in findings):
+        raise SystemExit(NOT_READY)

@@ -1,0 +1,200 @@
+"""What must be true before money is spent: asked by every launch, and by itself with `nemo-sky doctor`.
+
+Each check says what it found and, where it failed, how to mend it. What cannot be told from here is neither a
+success nor a failure.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from launcher import clusters, fit, image, secrets, task
+from launcher.errors import Refused, UserError
+
+if TYPE_CHECKING:
+    from launcher.artifacts.store import Store
+    from launcher.plan import Plan
+    from launcher.project import Project
+
+# S3 refuses a request whose clock is 15 minutes off (RequestTimeTooSkewed); journals of several nodes are
+# ordered by their clocks long before that.
+SKEW_FAILS_S = 300.0
+MEMORY_MARGIN = 1.2  # the estimate is good to some 20 %
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check. ``ok`` None: it could not be told. ``forceable``: an estimate, which --force overrides."""
+
+    check: str
+    ok: bool | None
+    says: str
+    hint: str | None = None
+    forceable: bool = False
+
+
+def require(findings: Iterable[Finding], force: bool) -> None:
+    """Raise Refused for the first failure; with ``force``, for the first that is more than an estimate."""
+    for found in findings:
+        if found.ok is False and not (force and found.forceable):
+            hint = found.hint
+            if found.forceable:
+                hint = f"{hint}, or go on with --force" if hint else "go on with --force"
+            raise Refused(f"{found.check}: {found.says}", hint=hint)
+
+
+def of_project(project: Project, store: Store) -> Iterator[Finding]:
+    """The store, the clock, the tracker."""
+    from launcher.lineage import mlflow_view
+
+    yield _tried("artifact store", f"{store.url} can be written", store.check)
+    yield clock(store)
+    yield _tried("tracker", f"{project.tracking} answers", lambda: mlflow_view.check(project.tracking))
+
+
+def clock(store: Store, now: float | None = None) -> Finding:
+    """This machine's clock beside the store's; ``now`` is in epoch seconds."""
+    from launcher.artifacts.s3_store import S3Store
+
+    if not isinstance(store, S3Store):
+        return Finding("clock", True, "the store is a folder of this machine")
+    try:
+        date = store.date()
+    except UserError as error:
+        return Finding("clock", None, error.message)
+    if date is None:
+        return Finding("clock", None, "the store does not say what time it is")
+    skew = (now or time.time()) - parsedate_to_datetime(date).timestamp()
+    says = f"{abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} {store.url}"
+    if abs(skew) > SKEW_FAILS_S:
+        return Finding("clock", False, says, "set it: `timedatectl set-ntp true`, or your host's own way")
+    return Finding("clock", True, says)
+
+
+def of_place(profile: clusters.Profile) -> Iterator[Finding]:
+    """SkyPilot, and its credentials for the place."""
+    from launcher.backends import sky_calls
+
+    if profile.backend == "local":
+        return
+    try:
+        enabled = sky_calls.enabled_clouds()
+    except Refused as error:
+        yield Finding("SkyPilot", False, error.message, error.hint)
+        return
+    yield Finding("SkyPilot", True, f"its API server answers; clouds: {', '.join(enabled) or 'none'}")
+    cloud = (profile.infra or "*").split("/")[0]
+    if cloud == "*":
+        yield Finding(
+            "credentials",
+            bool(enabled),
+            f"for {', '.join(enabled)}" if enabled else "for no cloud",
+            None if enabled else "`sky check` says what each cloud needs",
+        )
+        return
+    known = cloud in enabled
+    yield Finding(
+        "credentials",
+        known,
+        f"for {cloud}" if known else f"none that work for {cloud}",
+        None if known else f"`sky check {cloud}` says what is missing and how to get it",
+    )
+
+
+def of_plan(plan: Plan, project: Project, secrets_file: Path | None = None) -> Iterator[Finding]:
+    """What one stage needs of its place: secrets, image, memory of its GPUs, disk for its checkpoints.
+
+    That the parallelism divides the GPUs is checked where the plan is made.
+    """
+    if plan.profile.backend == "local":
+        return
+    yield shared_store(plan, project)
+    yield _tried("secrets", "all are set", lambda: secrets.of(plan.profile, plan.image, secrets_file))
+    if plan.image and plan.profile.containers:
+        yield image_of(plan.image)
+    yield from memory(plan)
+    yield from disk(plan)
+
+
+def shared_store(plan: Plan, project: Project) -> Finding:
+    """Whether the nodes reach the store that this machine reads."""
+    if project.artifacts.startswith("s3://") or plan.profile.shared_filesystem:
+        return Finding("shared store", True, project.artifacts)
+    return Finding(
+        "shared store",
+        False,
+        f"{plan.profile.name} cannot reach {project.artifacts}, a folder of this machine",
+        "set artifacts: s3://BUCKET/PREFIX in nemo-sky.yaml or NEMO_SKY_ARTIFACTS; a cluster that sees the "
+        "same folders says shared_filesystem: true in its profile",
+    )
+
+
+def image_of(name: str) -> Finding:
+    """Whether the registry has the image and gives it to us."""
+    try:
+        found = image.exists(name)
+    except Refused as error:
+        return Finding("image", None, error.message)
+    if found:
+        return Finding("image", True, f"{name} is there")
+    # A private image looks absent to whoever is not logged in; only the node will be.
+    return Finding(
+        "image",
+        False,
+        f"{name} is not there, or is private",
+        "check its tag and, for a private one, that its registry's key is among the secrets",
+        forceable=True,
+    )
+
+
+def memory(plan: Plan) -> Iterator[Finding]:
+    """The estimated memory of each GPU beside what the smallest accelerator asked for has."""
+    shape = task.shape_of(plan.spec, plan.profile, plan.nodes)
+    if not shape.gpus_per_node:
+        return
+    needed = fit.memory_gb(plan.values, shape.nodes * shape.gpus_per_node)
+    types = plan.profile.accelerator or plan.spec.sky.accelerator
+    known = {kind: fit.GPU_MEMORY_GB[kind] for kind in types if kind in fit.GPU_MEMORY_GB}
+    if needed is None or not known:
+        return
+    kind = min(known, key=lambda name: known[name])
+    says = f"about {needed:.0f} GB on each {kind} of {known[kind]} GB"
+    yield Finding(
+        "GPU memory",
+        needed <= known[kind] * MEMORY_MARGIN,
+        says,
+        "more GPUs, a higher degree of parallelism, or a smaller micro batch",
+        forceable=True,
+    )
+
+
+def disk(plan: Plan) -> Iterator[Finding]:
+    """Room for the checkpoints that are kept, the one being written, and the one being uploaded."""
+    size = fit.checkpoint_gb(plan.values)
+    room = max(plan.profile.disk_size or 0, plan.spec.sky.disk_gb or 0)
+    if size is None or not room or not plan.spec.sky.checkpoint_dir:
+        return
+    keep = fit.get(plan.values, "checkpoint.most_recent_k")
+    count = (keep if isinstance(keep, int) and keep > 0 else 1) + 1
+    needed = size * count / plan.nodes
+    yield Finding(
+        "disk",
+        needed <= room,
+        f"{count} checkpoints of {size:.0f} GB on {plan.nodes} nodes beside {room} GB on each",
+        "raise disk_size in the profile",
+        forceable=True,
+    )
+
+
+def _tried(check: str, good: str, call: Callable[[], object]) -> Finding:
+    """What a call that raises UserError found."""
+    try:
+        call()
+    except UserError as error:
+        return Finding(check, False, error.message, error.hint)
+    return Finding(check, True, good)

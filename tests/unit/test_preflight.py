@@ -1,0 +1,118 @@
+"""What a launch checks before it spends anything."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from launcher import image, plan, preflight, project
+from launcher.artifacts.s3_store import S3Store
+from launcher.artifacts.store import open_store
+from launcher.errors import Refused
+from tests.e2e.s3 import FAKE_CREDENTIALS, serve
+
+ROOT = Path(__file__).parents[2]
+
+
+class Registry(BaseHTTPRequestHandler):
+    """One image that anybody may have after asking for a token, as NGC's and Docker Hub's do it."""
+
+    def do_HEAD(self) -> None:
+        if self.headers.get("Authorization") != "Bearer fake-token":
+            realm = f"http://{self.headers['Host']}/token"
+            self.send_response(401)
+            self.send_header("WWW-Authenticate", f'Bearer realm="{realm}",service="fake",scope="pull"')
+        else:
+            self.send_response(200 if self.path == "/v2/nvidia/nemo/manifests/26.04" else 404)
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        body = json.dumps({"token": "fake-token"}).encode()
+        self.send_response(200 if self.path == "/token?service=fake&scope=pull" else 400)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture(scope="module")
+def registry() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Registry)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("docker:nvcr.io/nvidia/nemo:26.04", image.Name("nvcr.io", "nvidia/nemo", "26.04")),
+        ("ubuntu", image.Name(image.DOCKER_HUB, "library/ubuntu", "latest")),
+        ("team/thing:v1", image.Name(image.DOCKER_HUB, "team/thing", "v1")),
+        ("localhost:5000/x", image.Name("localhost:5000", "x", "latest")),
+        ("ghcr.io/a/b@sha256:00", image.Name("ghcr.io", "a/b", "sha256:00")),
+    ],
+)
+def test_names_of_images(text: str, expected: image.Name) -> None:
+    assert image.parse(text) == expected
+
+
+def test_an_image_is_asked_of_its_registry(registry: str) -> None:
+    assert preflight.image_of(f"docker:{registry}/nvidia/nemo:26.04").ok is True
+    absent = preflight.image_of(f"docker:{registry}/nvidia/nemo:99")
+    assert (absent.ok, absent.forceable) == (False, True)
+
+
+def test_a_silent_registry_proves_nothing() -> None:
+    assert preflight.image_of("docker:127.0.0.1:1/nemo:1").ok is None
+
+
+def test_the_clock_is_compared_with_the_stores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert preflight.clock(open_store(str(tmp_path))).ok is True
+    for key, value in FAKE_CREDENTIALS.items():
+        monkeypatch.setenv(key, value)
+    with serve("clock-bucket") as (endpoint, _):
+        store = open_store("s3://clock-bucket/x", endpoint)
+        assert isinstance(store, S3Store)
+        assert preflight.clock(store).ok is True
+        late = preflight.clock(store, now=4e9)
+        assert late.ok is False
+        assert "ahead of s3://clock-bucket/x" in late.says
+        assert late.hint
+
+
+def planned(*overrides: str, config: str = "default", nodes: int | None = None) -> plan.Plan:
+    here = project.read(ROOT)
+    request = plan.Request("nano3", "pretrain", "aws", config, overrides, nodes=nodes)
+    (found,) = plan.plans(request, here, plan.select(request, here))
+    return found
+
+
+def test_a_model_that_does_not_fit_is_refused_unless_forced() -> None:
+    assert [item.ok for item in preflight.memory(planned())] == [True]
+    (found,) = preflight.memory(planned("train.micro_batch_size=64", "train.global_batch_size=6144"))
+    assert found.ok is False
+    with pytest.raises(Refused, match=r"GPU memory: about \d+ GB on each H100 of 80 GB") as caught:
+        preflight.require([found], force=False)
+    assert "--force" in str(caught.value)
+    preflight.require([found], force=True)
+
+
+def test_force_does_not_help_against_what_is_known() -> None:
+    found = preflight.shared_store(planned(), project.read(ROOT))
+    assert found.ok is False
+    with pytest.raises(Refused, match="cannot reach"):
+        preflight.require([found], force=True)
+
+
+def test_checkpoints_need_their_room() -> None:
+    (found,) = preflight.disk(planned())
+    assert "checkpoints of" in found.says
