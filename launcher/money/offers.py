@@ -1,0 +1,482 @@
+"""Offers: every place that can run a task, and its price, from SkyPilot's catalogs.
+
+    want = want_of(task)                         what the task asks of a node
+    found = find(want, clouds=["aws"])           -> Found(offers, left_out)
+    best = cheapest(found.offers, "spot")        the Offer, or None
+    price_of(profile, task)                      dollars per hour for all nodes, or None: unknown
+
+Prices are of one node; ``Offer.total`` is for all of them. None is unknown or not offered, and never the
+same as 0. What a catalog has wrong or leaves out is not guessed: such a place has no price, or a note.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from launcher import fit
+from launcher.clusters import Profile
+from launcher.errors import Refused, UserError
+from launcher.money import catalogs
+from launcher.money.catalogs import DIGITS, Row
+
+Market = Literal["spot", "on-demand"]
+MARKETS: tuple[Market, ...] = ("on-demand", "spot")
+
+# What SkyPilot 0.14.1 can do where, as its `sky/clouds/*.py` say; a test holds these beside them.
+LAUNCHABLE = frozenset(
+    ("aws", "azure", "cudo", "do", "fluidstack", "gcp", "hyperbolic", "ibm", "lambda", "mithril", "nebius",
+     "oci", "paperspace", "primeintellect", "runpod", "scp", "seeweb", "shadeform", "vast", "verda",
+     "vsphere", "yotta")
+)  # fmt: skip
+ONE_NODE = frozenset(
+    ("hyperbolic", "primeintellect", "runpod", "seeweb", "shadeform", "vast", "verda", "vsphere", "yotta")
+)
+NO_SPOT = frozenset(
+    ("cudo", "do", "fluidstack", "hyperbolic", "lambda", "paperspace", "scp", "seeweb", "shadeform",
+     "vsphere", "yotta")
+)  # fmt: skip
+NO_CONTAINERS = frozenset(
+    ("cudo", "hyperbolic", "ibm", "oci", "primeintellect", "scp", "shadeform", "verda", "vsphere")
+)
+AUCTIONS = frozenset(("mithril",))
+# The families among which SkyPilot chooses a node without GPUs; elsewhere it takes any.
+CPU_FAMILIES: Mapping[str, str] = {
+    "aws": r"(?:m6id?|m7i|r6id?|r7i|c6id?|c7i)\.",
+    "gcp": r"(?:n2|n4)-(?:standard|highmem|highcpu)-",
+    "azure": r"Standard_(?:[DE]\d+s_v5|F\d+s_v2)$",
+    "oci": r"VM\.Standard(?:\.E|3)",
+}
+# GCP sells a GPU and its host on two lines; these are the hosts that SkyPilot takes, by GPU and count.
+GCP_HOSTS: Mapping[str, Mapping[int, tuple[str, ...]]] = {
+    "A100": {**{n: (f"a2-highgpu-{n}g",) for n in (1, 2, 4, 8)}, 16: ("a2-megagpu-16g",)},
+    "A100-80GB": {n: (f"a2-ultragpu-{n}g",) for n in (1, 2, 4, 8)},
+    "B200": {8: ("a4-highgpu-8g",)},
+    "H100": {n: (f"a3-highgpu-{n}g",) for n in (1, 2, 4, 8)},
+    "H100-MEGA": {8: ("a3-megagpu-8g",)},
+    "H200": {8: ("a3-ultragpu-8g",)},
+    "L4": {
+        1: tuple(f"g2-standard-{n}" for n in (4, 8, 12, 16, 32)),
+        2: ("g2-standard-24",),
+        4: ("g2-standard-48",),
+        8: ("g2-standard-96",),
+    },
+    "RTXPRO6000": {n: (f"g4-standard-{48 * n}",) for n in (1, 2, 4, 8)},
+}
+# Any other GPU of GCP hangs on an n1 host of at least so many vCPUs, with 4 GiB for each.
+GCP_CPUS: Mapping[str, Mapping[int, int]] = {
+    "K80": {1: 4, 2: 8, 4: 16, 8: 32, 16: 64},
+    "T4": {1: 4, 2: 8, 4: 48},
+    "": {1: 8, 2: 16, 4: 32, 8: 64, 16: 128},
+}
+# Azure's catalog gives the machine with 8 H100 twelve of them; no task that asks for 8 finds it.
+GPUS_IN_TRUTH: Mapping[str, int] = {"Standard_ND96isr_H100_v5": 8, "Standard_ND96is_flex_H100_v5": 8}
+ODD_PRICE = 0.6
+"""An on-demand price below this share of its cloud's median gets a note."""
+
+
+@dataclass(frozen=True)
+class Want:
+    """What a task asks of its nodes. ``gpus``: the types that will do, best first; ``count``: of them on each
+    node, 0 for none. ``cpus`` and ``memory`` as SkyPilot writes them (``4+``), for nodes without GPUs.
+    ``infra``: ``cloud[/region[/zone]]`` or None; ``gpu_gb``: the least memory of a GPU."""
+
+    gpus: tuple[str, ...] = ()
+    count: int = 0
+    nodes: int = 1
+    cpus: str | None = None
+    memory: str | None = None
+    container: bool = False
+    infra: str | None = None
+    markets: tuple[Market, ...] = MARKETS
+    gpu_gb: int | None = None
+
+
+@dataclass(frozen=True)
+class Offer:
+    """One place and one instance type: dollars per hour of **one** node on spot and on-demand.
+
+    ``ask`` is None where SkyPilot finds this place for the task as it is; else what to ask for instead,
+    such as ``--gpus H100-SXM:8``. ``floor``: the prices are the lowest bids of an auction, not what is paid.
+    ``cheapest`` and ``price_of`` pass over both.
+    """
+
+    cloud: str
+    region: str
+    zone: str | None
+    instance: str
+    gpu: str | None
+    gpus: int
+    nodes: int
+    spot: float | None
+    on_demand: float | None
+    note: str = ""
+    ask: str | None = None
+    floor: bool = False
+
+    @property
+    def place(self) -> str:
+        """As SkyPilot's ``infra``: ``aws/us-east-1/use1-az1``."""
+        return "/".join(part for part in (self.cloud, self.region, self.zone) if part)
+
+    def price(self, market: Market) -> float | None:
+        """Dollars per hour of one node."""
+        return self.spot if market == "spot" else self.on_demand
+
+    def total(self, market: Market) -> float | None:
+        """Dollars per hour of all nodes: exactly ``price x nodes``."""
+        one = self.price(market)
+        return None if one is None else round(one * self.nodes, DIGITS)
+
+
+@dataclass(frozen=True)
+class Found:
+    """``left_out``: why each cloud that has none of the offers has none."""
+
+    offers: tuple[Offer, ...]
+    left_out: Mapping[str, str] = field(default_factory=dict)
+
+
+def want_of(task: Mapping[str, Any], *, gpu_gb: int | None = None) -> list[Want]:
+    """What a SkyPilot task asks for: one Want per alternative of ``any_of`` or ``ordered``, else one.
+
+    ``use_spot: true`` leaves the spot market, its absence on-demand.
+    """
+    base = dict(task.get("resources") or {})
+    others = base.pop("any_of", None) or base.pop("ordered", None) or [{}]
+    wants = []
+    for other in others:
+        one = {**base, **other}
+        kinds, count = _accelerators(one.get("accelerators"))
+        infra = one.get("infra") or "/".join(
+            str(one[key]) for key in ("cloud", "region", "zone") if one.get(key)
+        )
+        wants.append(
+            Want(
+                gpus=kinds,
+                count=count,
+                nodes=int(task.get("num_nodes") or 1),
+                cpus=None if one.get("cpus") is None else str(one["cpus"]),
+                memory=None if one.get("memory") is None else str(one["memory"]),
+                container=str(one.get("image_id") or "").startswith("docker:"),
+                infra=infra or None,
+                markets=("spot",) if one.get("use_spot") else ("on-demand",),
+                gpu_gb=gpu_gb,
+            )
+        )
+    return wants
+
+
+def find(want: Want, root: Path | None = None) -> Found:
+    """Every place whose catalog lies in ``root`` (default: ``catalogs.folder()``) and that can run ``want``.
+
+    Per place the instance types that are cheapest on a market. Raises Refused when there is no catalog
+    to look in, and UserError for a cloud that has none.
+    """
+    root = root or catalogs.folder()
+    cloud, region, zone = _infra(want.infra)
+    known = catalogs.clouds(root)
+    hint = (
+        "`sky check` and then `sky show-gpus` download SkyPilot's catalogs; "
+        f"{catalogs.FOLDER_ENV}=DIR names another folder"
+    )
+    if not known:
+        raise Refused(f"there are no price catalogs in {root}", hint=hint)
+    if cloud and cloud not in known:
+        raise Refused(
+            f"there is no price catalog of {cloud} in {root} (there are {', '.join(known)})", hint=hint
+        )
+    offers: list[Offer] = []
+    left_out: dict[str, str] = {}
+    for name in [cloud] if cloud else known:
+        if reason := _unable(name, want):
+            left_out[name] = reason
+            continue
+        here = [
+            offer
+            for offer in _of_cloud(root, name, want)
+            if (region is None or offer.region.lower() == region.lower()) and _in_zone(offer, zone)
+        ]
+        if not here:
+            left_out[name] = _nothing(want, region, zone)
+        offers += _noted(_best(here))
+    return Found(tuple(offers), left_out)
+
+
+def cheapest(offers: Iterable[Offer], market: Market | None = None) -> Offer | None:
+    """The offer with the lowest price on ``market`` (None: on either), of those that SkyPilot would find for
+    the task as it is and whose price is what is paid. None when there is none."""
+    priced = [
+        (paid, offer.place, offer)
+        for offer in offers
+        if offer.ask is None and not offer.floor and (paid := _lowest(offer, market)) is not None
+    ]
+    return min(priced, key=lambda item: item[:2])[2] if priced else None
+
+
+def price_of(
+    profile: Profile, task: Mapping[str, Any], root: Path | None = None, *, highest: bool = False
+) -> float | None:
+    """Dollars per hour for **all nodes** of ``task`` launched by ``profile``; None when it is not known.
+
+    The profile's own ``price_per_hour`` (per node, 0 for one's own) comes first. Else it is the cheapest
+    place that the task's ``infra`` and market leave open, in SkyPilot's catalogs: what SkyPilot tries first.
+    With ``highest`` it is the dearest such place, which bounds what a launch that fails over can come to:
+    reserve that where a cap must hold. Absent catalogs, Slurm and one's own Kubernetes give None. Takes a few
+    milliseconds to a tenth of a second; imports neither sky nor numpy.
+
+        hourly = offers.price_of(plan.profile, task)     # None: refuse, or ask for price_per_hour
+    """
+    if profile.price_per_hour is not None:
+        return round(profile.price_per_hour * int(task.get("num_nodes") or 1), DIGITS)
+    if profile.backend == "local" or (profile.infra or "").split("/")[0].lower() in (
+        "kubernetes",
+        "k8s",
+        "slurm",
+        "ssh",
+    ):
+        return None
+    totals: list[float] = []
+    for want in want_of(task):
+        try:
+            found = find(want, root)
+        except Refused:
+            continue
+        totals += [
+            paid
+            for offer in found.offers
+            for market in want.markets
+            if offer.ask is None and not offer.floor and (paid := offer.total(market)) is not None
+        ]
+    return (max if highest else min)(totals, default=None)
+
+
+def _lowest(offer: Offer, market: Market | None) -> float | None:
+    totals = [offer.total(one) for one in (MARKETS if market is None else (market,))]
+    return min((paid for paid in totals if paid is not None), default=None)
+
+
+def _accelerators(written: Any) -> tuple[tuple[str, ...], int]:
+    """Types and count of SkyPilot's ``H100:8``, ``[H100:8, H200:8]``, ``{H100: 8}`` or nothing."""
+    if not written:
+        return (), 0
+    texts = [f"{k}:{v or 1}" for k, v in written.items()] if isinstance(written, Mapping) else written
+    pairs = [text.partition(":") for text in ([texts] if isinstance(texts, str) else texts)]
+    try:
+        counts = {int(float(count or 1)) for _, _, count in pairs}
+    except ValueError:
+        raise UserError(f"accelerators {written!r}: write TYPE:COUNT, such as H100:8") from None
+    if len(counts) > 1:
+        raise UserError(f"accelerators {written!r}: the counts differ; a plan needs one")
+    return tuple(kind for kind, _, _ in pairs), counts.pop()
+
+
+def _infra(text: str | None) -> tuple[str | None, str | None, str | None]:
+    parts = [None if part in ("", "*") else part for part in (text or "").split("/", 2)]
+    cloud, region, zone = [*parts, None, None, None][:3]
+    return (cloud.lower() if cloud else None), region, zone
+
+
+def _in_zone(offer: Offer, zone: str | None) -> bool:
+    """AWS's catalog has zone ids (``use1-az4``), which an account sees as letters of its own order: a letter
+    (``us-east-1a``) may be any zone of the region."""
+    if zone is None:
+        return True
+    if offer.cloud == "aws" and zone.lower().rstrip("abcdef") == offer.region.lower():
+        return True
+    return (offer.zone or "").lower() == zone.lower()
+
+
+def _unable(cloud: str, want: Want) -> str | None:
+    if cloud not in LAUNCHABLE:
+        return "SkyPilot 0.14.1 does not launch there"
+    if want.nodes > 1 and cloud in ONE_NODE:
+        return "one node only"
+    if want.container and cloud in NO_CONTAINERS:
+        return "no container images"
+    if cloud in NO_SPOT and "on-demand" not in want.markets:
+        return "no spot market"
+    return None
+
+
+def _nothing(want: Want, region: str | None, zone: str | None) -> str:
+    what = f"{' or '.join(want.gpus)}:{want.count}" if want.count else "such a node"
+    return f"no {what} in {zone or region}" if zone or region else f"no {what}"
+
+
+def _of_cloud(root: Path, cloud: str, want: Want) -> list[Offer]:
+    if not want.count:
+        return _cpu_offers(root, cloud, want)
+    words = {_chip(kind) for kind in want.gpus}
+    hosts = {host for table in GCP_HOSTS.values() for host in table.get(want.count, ())}
+    rows = catalogs.read(root, cloud, words | (hosts | {"n1-"} if cloud == "gcp" else set()))
+    asked = {kind.lower() for kind in want.gpus}
+    found = []
+    for row in rows:
+        truth = GPUS_IN_TRUTH.get(row.instance)
+        by_count = abs(row.count - want.count) <= 0.01 and truth in (None, want.count)
+        if not by_count and truth != want.count:
+            continue
+        if not row.gpu or _chip(row.gpu) not in words or not _enough_memory(row, want):
+            continue
+        exact = row.gpu.lower() in asked
+        if not exact and not any(_same_chip(row, kind) for kind in want.gpus):
+            continue
+        ask, note = None, ""
+        if not by_count:
+            ask = f"instance type {row.instance}"
+            note = f"the catalog says {row.count:g} GPUs"
+        elif not exact:
+            ask = f"--gpus {row.gpu}:{want.count}"
+        spot, paid = row.spot, row.on_demand
+        instance = row.instance
+        if cloud == "gcp":
+            host = _gcp_host(rows, row, want.count)
+            if host is None:
+                continue
+            instance = host.instance
+            paid = _sum(row.on_demand, host.on_demand, host.free[0])
+            spot = _sum(row.spot, host.spot, host.free[1])
+        found.append(_offer(cloud, row, instance, want, spot=spot, on_demand=paid, note=note, ask=ask))
+    return found
+
+
+def _cpu_offers(root: Path, cloud: str, want: Want) -> list[Offer]:
+    family = re.compile(CPU_FAMILIES.get(cloud, ""))
+    words = {
+        "aws": ("m6i", "m7i.", "r6i", "r7i.", "c6i", "c7i."),
+        "gcp": ("n2-", "n4-"),
+        "oci": ("vm.standard",),
+    }
+    rows = catalogs.read(root, cloud, words.get(cloud))
+    cpus, memory = want.cpus or "8+", want.memory or ("4x" if want.cpus is None else "0+")
+    return [
+        _offer(cloud, row, row.instance, want, spot=row.spot, on_demand=row.on_demand)
+        for row in rows
+        if row.instance
+        and family.match(row.instance)
+        and row.arch in ("", "x86_64")
+        and _fits(row.cpus, cpus)
+        and (row.memory >= 4 * row.cpus if memory == "4x" else _fits(row.memory, memory))
+    ]
+
+
+def _fits(has: float, asked: str) -> bool:
+    least = float(asked.rstrip("+"))
+    return has >= least if asked.endswith("+") else abs(has - least) < 0.01
+
+
+def _offer(
+    cloud: str,
+    row: Row,
+    instance: str,
+    want: Want,
+    *,
+    spot: float | None,
+    on_demand: float | None,
+    note: str = "",
+    ask: str | None = None,
+) -> Offer:
+    return Offer(
+        cloud=cloud,
+        region=row.region or "-",
+        zone=row.zone,
+        instance=instance,
+        gpu=row.gpu or None,
+        gpus=want.count,
+        nodes=want.nodes,
+        spot=spot if "spot" in want.markets and cloud not in NO_SPOT else None,
+        on_demand=on_demand if "on-demand" in want.markets else None,
+        note=note,
+        ask=ask,
+        floor=cloud in AUCTIONS,
+    )
+
+
+def _gcp_host(rows: Sequence[Row], gpu: Row, count: int) -> Row | None:
+    """The cheapest host in the GPU's zone; None where GCP lists none."""
+    named = GCP_HOSTS.get(gpu.gpu)
+    if named is not None:
+        hosts = [row for row in rows if row.instance in named.get(count, ())]
+    else:
+        least = GCP_CPUS.get(gpu.gpu, GCP_CPUS[""]).get(count)
+        if least is None:
+            return None
+        hosts = [
+            row
+            for row in rows
+            if row.instance.startswith("n1-") and row.cpus >= least and row.memory >= 4 * least
+        ]
+    near = [row for row in hosts if row.zone == gpu.zone and (row.on_demand is not None or row.free[0])]
+    return min(near, key=lambda row: (row.on_demand or 0.0, row.instance), default=None)
+
+
+def _sum(gpu: float | None, host: float | None, host_is_free: bool) -> float | None:
+    """Both parts must be known. A host may be free (a B200's price is all in the GPU's line), a GPU not."""
+    if gpu is None or (host is None and not host_is_free):
+        return None
+    return round(gpu + (host or 0.0), DIGITS)
+
+
+def _chip(kind: str) -> str:
+    """``h100`` of ``H100``, ``H100-SXM`` and ``H100-80G-PCIe``."""
+    return kind.lower().partition("-")[0]
+
+
+def _same_chip(row: Row, kind: str) -> bool:
+    """Another cloud's name for ``kind`` with at least its memory: ``A100`` with 80 GB for ``A100-80GB``."""
+    wanted = fit.GPU_MEMORY_GB.get(kind)
+    has = row.gpu_gib or fit.GPU_MEMORY_GB.get(row.gpu)
+    if _chip(row.gpu) != _chip(kind):
+        return False
+    return wanted is None or (has is not None and has >= 0.95 * wanted)
+
+
+def _enough_memory(row: Row, want: Want) -> bool:
+    has = row.gpu_gib or fit.GPU_MEMORY_GB.get(row.gpu)
+    return want.gpu_gb is None or has is None or has >= 0.95 * want.gpu_gb
+
+
+def _best(offers: Sequence[Offer]) -> list[Offer]:
+    """Per place and GPU name what is cheapest on-demand, and on spot; a place without any price is kept."""
+    places: dict[tuple[object, ...], list[Offer]] = {}
+    for offer in offers:
+        places.setdefault((offer.region, offer.zone, offer.gpu, offer.ask), []).append(offer)
+    kept: list[Offer] = []
+    for group in places.values():
+        chosen = []
+        for market in MARKETS:
+            priced = [offer for offer in group if offer.price(market) is not None]
+            if priced:
+                chosen.append(min(priced, key=lambda o: (o.price(market), o.instance)))
+        kept += dict.fromkeys(chosen or group[:1])
+    return kept
+
+
+def _noted(offers: Sequence[Offer]) -> list[Offer]:
+    """The offers with a word on what is odd about their prices."""
+    medians: dict[str | None, float] = {}
+    for gpu in {offer.gpu for offer in offers}:
+        paid = sorted(o.on_demand for o in offers if o.gpu == gpu and o.on_demand is not None)
+        medians[gpu] = paid[len(paid) // 2] if paid else 0.0
+    result = []
+    for offer in offers:
+        notes = [offer.note] if offer.note else []
+        if offer.ask:
+            notes.append(f"ask for {offer.ask}" if offer.ask.startswith("-") else f"ask for the {offer.ask}")
+        if offer.spot is None and offer.on_demand is None:
+            notes.append("no price listed")
+        if offer.floor:
+            notes.append("an auction: these are the lowest bids taken")
+        elif offer.spot is not None and offer.on_demand is not None and offer.spot >= offer.on_demand:
+            word = "no cheaper than" if offer.spot == offer.on_demand else "above"
+            notes.append(f"spot is {word} on-demand")
+        if offer.on_demand is not None and offer.on_demand < ODD_PRICE * medians[offer.gpu]:
+            notes.append("on-demand far below this cloud's other places: it may need a commitment")
+        if offer.cloud in ("lambda", "oci"):
+            notes.append("listed in every region, there or not")
+        result.append(replace(offer, note="; ".join(notes)))
+    return result
