@@ -42,6 +42,7 @@ NO_SPOT = frozenset(
 NO_CONTAINERS = frozenset(
     ("cudo", "hyperbolic", "ibm", "oci", "primeintellect", "scp", "shadeform", "verda", "vsphere")
 )
+NO_AUTODOWN = frozenset(("hyperbolic", "primeintellect", "verda", "yotta"))
 AUCTIONS = frozenset(("mithril",))
 # The families among which SkyPilot chooses a node without GPUs; elsewhere it takes any.
 CPU_FAMILIES: Mapping[str, str] = {
@@ -90,6 +91,7 @@ class Want:
     cpus: str | None = None
     memory: str | None = None
     container: bool = False
+    autodown: bool = False
     infra: str | None = None
     markets: tuple[Market, ...] = MARKETS
     gpu_gb: int | None = None
@@ -162,6 +164,7 @@ def want_of(task: Mapping[str, Any], *, gpu_gb: int | None = None) -> list[Want]
                 cpus=None if one.get("cpus") is None else str(one["cpus"]),
                 memory=None if one.get("memory") is None else str(one["memory"]),
                 container=str(one.get("image_id") or "").startswith("docker:"),
+                autodown=bool((one.get("autostop") or {}).get("down")),
                 infra=infra or None,
                 markets=("spot",) if one.get("use_spot") else ("on-demand",),
                 gpu_gb=gpu_gb,
@@ -297,6 +300,8 @@ def _unable(cloud: str, want: Want) -> str | None:
         return "one node only"
     if want.container and cloud in NO_CONTAINERS:
         return "no container images"
+    if want.autodown and cloud in NO_AUTODOWN:
+        return "nodes that idle are not taken down"
     if cloud in NO_SPOT and "on-demand" not in want.markets:
         return "no spot market"
     return None
@@ -385,7 +390,7 @@ def _offer(
         region=row.region or "-",
         zone=row.zone,
         instance=instance,
-        gpu=row.gpu or None,
+        gpu=row.gpu if want.count else None,
         gpus=want.count,
         nodes=want.nodes,
         spot=spot if "spot" in want.markets and cloud not in NO_SPOT else None,
