@@ -10,7 +10,7 @@ from typing import Any
 from launcher import yamlfile
 from launcher.errors import UserError, did_you_mean
 
-BACKENDS = ("local", "sky")
+BACKENDS = ("local", "sky", "fake")
 PYTHONS = ("current", "image", "venv")
 
 
@@ -25,7 +25,11 @@ class Key:
 
 KEYS: Mapping[str, Key] = {
     "extends": Key((str,), "another profile that this one changes"),
-    "backend": Key((str,), "who runs the task: this machine, or SkyPilot", BACKENDS),
+    "backend": Key(
+        (str,),
+        "who runs the task: this machine, SkyPilot, or a fake cloud on this machine for tests",
+        BACKENDS,
+    ),
     "infra": Key((str,), "SkyPilot's place, `cloud[/region[/zone]]`; without it SkyPilot chooses"),
     "python": Key((str,), "the node's Python: the launcher's own, the image's, or a new venv", PYTHONS),
     "accelerator": Key((str, list), "GPU type or types, in place of the recipe's"),

@@ -112,7 +112,7 @@ def run_stage(plan: Plan, request: Request, project: Project, store: Store, say:
         backend = backends.get(run.backend)
         hidden = secrets.of(plan.profile, plan.image, request.secrets)
         say(f"  run {run.run_id} on {plan.profile.name}, {plan.nodes} node{'s' if plan.nodes > 1 else ''}")
-        if plan.profile.backend == "sky":
+        if plan.profile.backend != "local":
             say(
                 f"  as a managed job: {plan.managed}"
                 if plan.managed

@@ -323,7 +323,7 @@ def _plan(
 def _tracking_of(profile: clusters.Profile, project: Project) -> str | None:
     """The tracker as a node can reach it: not a file of this machine. Without one the journal in the store
     is replayed into it from here."""
-    reachable = profile.backend == "local" or project.tracking.startswith("http")
+    reachable = profile.backend != "sky" or project.tracking.startswith("http")
     return (project.tracking or None) if reachable else None
 
 

@@ -80,7 +80,7 @@ def of_place(profile: clusters.Profile) -> Iterator[Finding]:
     """SkyPilot, and its credentials for the place."""
     from launcher.backends import sky_calls
 
-    if profile.backend == "local":
+    if profile.backend != "sky":
         return
     try:
         enabled = sky_calls.enabled_clouds()
@@ -111,7 +111,7 @@ def of_plan(plan: Plan, project: Project, secrets_file: Path | None = None) -> I
 
     That the parallelism divides the GPUs is checked where the plan is made.
     """
-    if plan.profile.backend == "local":
+    if plan.profile.backend != "sky":
         return
     yield shared_store(plan, project)
     yield _tried("secrets", "all are set", lambda: secrets.of(plan.profile, plan.image, secrets_file))

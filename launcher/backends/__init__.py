@@ -13,6 +13,10 @@ def get(name: str) -> Backend:
         import launcher.backends.local as local
 
         return local
+    if name == "fake":
+        import launcher.backends.fake as fake
+
+        return fake
     import launcher.backends.sky as sky
 
     return sky

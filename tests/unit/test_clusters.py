@@ -23,7 +23,7 @@ def write(folder: Path, name: str, text: str) -> Path:
 def test_every_shipped_profile_loads(name: str) -> None:
     profile = clusters.load(name, SHIPPED)
     assert profile.name == name
-    assert profile.backend == ("local" if name == "local" else "sky")
+    assert profile.backend == {"local": "local", "fake": "fake"}.get(name, "sky")
 
 
 def test_a_place_without_a_price_is_unknown_not_free() -> None:
@@ -62,7 +62,7 @@ def test_a_circle_is_named(tmp_path: Path) -> None:
         ("nodes: two\n", 1, "nodes must be int, not 'two'"),
         ("nodes: true\n", 1, "nodes must be int, not True"),
         ("\n\nnodes: 0\n", 3, "nodes must be at least 1, not 0"),
-        ("backend: skypilot\n", 1, "one of local, sky, not 'skypilot'; did you mean 'sky'"),
+        ("backend: skypilot\n", 1, "one of local, sky, fake, not 'skypilot'; did you mean 'sky'"),
         ("price_per_hour: -1\n", 1, "must not be negative"),
         ("priority: 2000\n", 1, "from -1000 to 1000"),
         ("env:\n  A: 1\n  B: [1]\n", 3, "env.B must be text or a number"),

@@ -1,0 +1,154 @@
+"""A cloud for tests and for your own CI: tasks run on this machine, their nodes fail and vanish on command.
+
+It behaves as SkyPilot does towards the rest of nemo-sky: a launch may find no capacity, a node may be
+preempted at any moment, a managed job comes back in the next zone, any other is lost, and Ctrl-C leaves a run
+be. Nothing is simulated beyond that: the very task runs, so what resumes here is what would resume there.
+
+``NEMO_SKY_FAKE`` holds commands, separated by `;`, in the order in which they are to happen:
+
+    no-capacity          the next launch is refused
+    preempt@TEXT         all nodes are killed once a line of the log holds TEXT
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from launcher import runs
+from launcher.backends import local
+from launcher.backends.base import State
+from launcher.errors import Refused, UserError, did_you_mean
+
+OUTLIVES_LAUNCHER = True
+VARIABLE = "NEMO_SKY_FAKE"
+ZONES = ("fake-1a", "fake-1b", "fake-2a")
+POLL_S = 0.05
+_VERBS = ("no-capacity", "preempt")
+
+
+@dataclass(frozen=True)
+class World:
+    """RUN_DIR/fake.json: what the fake knows of a run. ``commands`` are still to happen."""
+
+    managed: bool
+    task: Mapping[str, Any]
+    commands: tuple[str, ...]
+    preemptions: int = 0
+    cancelled: bool = False
+
+
+def submit(
+    run_dir: Path, task: Mapping[str, Any], *, secrets: Mapping[str, str] | None = None, managed: bool = False
+) -> None:
+    """Start the next attempt; see ``base.Backend``. Raises Refused when there is to be no capacity."""
+    before = _world(run_dir)
+    commands = list(before.commands if before else _commands(os.environ.get(VARIABLE, "")))
+    refused = bool(commands) and commands[0] == "no-capacity"
+    if refused:
+        commands.pop(0)
+    _save(run_dir, World(managed, {**task, "resources": {}}, tuple(commands)))
+    if refused:
+        raise Refused("no capacity in any zone of the fake cloud", hint="launch it again")
+    local.submit(run_dir, task, secrets=secrets)
+
+
+def follow(run_dir: Path, *, from_start: bool = True, wait: bool = True) -> Iterator[str]:
+    """Lines of the log, over every recovery; see ``base.Backend``. Commands happen as lines appear."""
+    while True:
+        for line in local.follow(run_dir, from_start=from_start, wait=wait):
+            yield line
+            world = _world(run_dir)
+            if wait and world and world.commands and _is_due(world.commands[0], line):
+                _save(run_dir, replace(world, commands=world.commands[1:]))
+                preempt(run_dir)
+        if not wait or not status(run_dir).active:
+            return
+        time.sleep(POLL_S)
+
+
+def preempt(run_dir: Path) -> None:
+    """Kill every process of the run at once, without notice, and return when none is left."""
+    state = local.status(run_dir)
+    if not state.active or state.pid is None:
+        raise Refused(f"{run_dir.name} has no node to preempt: it is {state.status.lower()}")
+    supervisor = psutil.Process(state.pid)
+    victims = [supervisor, *supervisor.children(recursive=True)]
+    for process in victims:
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+    psutil.wait_procs(victims)
+
+
+def cancel(run_dir: Path, grace_s: float | None = None) -> None:
+    """Stop the run; see ``base.Backend``. What is being recovered is not recovered any more."""
+    if world := _world(run_dir):
+        _save(run_dir, replace(world, cancelled=True))
+    local.cancel(run_dir, grace_s)
+
+
+def down(run_dir: Path) -> None:
+    """A run that has ended holds nothing here."""
+
+
+def shell(run_dir: Path) -> list[str]:
+    """A shell in the run's folder, which is all of its node there is."""
+    return ["env", f"--chdir={run_dir}", os.environ.get("SHELL", "bash")]
+
+
+def status(run_dir: Path) -> State:
+    """What became of the run. Asking is what makes a managed job recover: the next zone takes it over."""
+    state, world = local.status(run_dir), _world(run_dir)
+    if world is None:
+        return state
+    if state.status == "LOST" and world.cancelled:
+        state = replace(state, status="CANCELLED", reason="cancelled")
+    elif state.status == "LOST" and state.attempts and world.managed:
+        world = replace(world, preemptions=world.preemptions + 1)
+        _save(run_dir, world)
+        local.submit(run_dir, world.task)
+        state = replace(local.status(run_dir), status="RECOVERING")
+    elif state.status == "LOST" and state.attempts:
+        state = replace(state, reason="its nodes were preempted")
+    zone = ZONES[world.preemptions % len(ZONES)]
+    place = {"cloud": "fake", "region": zone[:-1], "zone": zone}
+    return replace(state, preemptions=world.preemptions, place=place)
+
+
+def _commands(text: str) -> list[str]:
+    """Raises UserError for a command that is none."""
+    found = [word.strip() for word in text.split(";") if word.strip()]
+    for word in found:
+        verb, at, rest = word.partition("@")
+        if verb not in _VERBS or (verb == "preempt") != bool(at and rest):
+            raise UserError(
+                f"{VARIABLE}: {word!r} is no command{did_you_mean(verb, _VERBS)}",
+                hint="write no-capacity or preempt@TEXT, separated by `;`",
+            )
+    return found
+
+
+def _is_due(command: str, line: str) -> bool:
+    verb, _, text = command.partition("@")
+    return verb == "preempt" and text in line
+
+
+def _world(run_dir: Path) -> World | None:
+    try:
+        values = json.loads((run_dir / "fake.json").read_text())
+    except FileNotFoundError:
+        return None
+    return World(**{**values, "commands": tuple(values["commands"])})
+
+
+def _save(run_dir: Path, world: World) -> None:
+    runs.write_text(run_dir / "fake.json", json.dumps(asdict(world)) + "\n")
