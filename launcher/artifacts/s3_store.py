@@ -86,6 +86,34 @@ class S3Store:
                     return None
                 raise
 
+    def get_tagged(self, key: str) -> tuple[bytes, str] | None:
+        """The content of ``key`` and the tag of this very content, for ``swap``; None when absent."""
+        client = self._client()
+        with self._errors("read", key):
+            try:
+                reply = client.get_object(Bucket=self.bucket, Key=self._key(key))
+                return reply["Body"].read(), reply["ETag"]
+            except client.exceptions.ClientError as error:
+                if _code(error) in _ABSENT:
+                    return None
+                raise
+
+    def swap(self, key: str, data: bytes, tag: str | None) -> bool:
+        """Write ``key`` if its content is still that of ``tag``, or with None if it is absent.
+
+        False when another writer was first, and also when the reply to our own write was lost.
+        """
+        client = self._client()
+        condition: dict[str, Any] = {"IfNoneMatch": "*"} if tag is None else {"IfMatch": tag}
+        with self._errors("write", key):
+            try:
+                client.put_object(Bucket=self.bucket, Key=self._key(key), Body=data, **condition)
+            except client.exceptions.ClientError as error:
+                if _code(error) in _EXISTS | _IN_FLIGHT | _ABSENT:
+                    return False
+                raise
+        return True
+
     def children(self, prefix: str) -> list[str]:
         folder = self._folder(prefix)
         names: list[str] = []

@@ -1,0 +1,45 @@
+"""How long a reservation lasts, and what its end means to whoever holds it. All in milliseconds.
+
+    setup      from the launch of the instances to the agent's first look at the ledger
+    check      between two looks
+    save       for the trainer to save and the agent to commit what it saved
+    teardown   from the agent's end to the instances'
+
+At each look the agent leases ``check + save + teardown`` from now. When the ledger grants it less, there
+is still time to save and go before the lease ends; so a cap is kept though nobody else is alive.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Lease:
+    """The durations of one run, in milliseconds."""
+
+    setup: int
+    check: int
+    save: int
+    teardown: int
+
+    def first(self, launched: int) -> int:
+        """The end of the lease that a launch needs: until the first check and the save after it."""
+        return launched + self.setup + self.check + self.save + self.teardown
+
+    def next(self, now: int) -> int:
+        """The end of the lease that running on until the next check needs."""
+        return now + self.check + self.save + self.teardown
+
+    def at_worst(self, until: int, now: int) -> int:
+        """The end of the lease when a renewal failed: it may have taken effect, and that may be a shorter
+        one, since the first lease has the set-up in it."""
+        return min(until, self.next(now))
+
+    def stop_at(self, until: int) -> int:
+        """When the trainer must be asked to save, with a lease that ends at ``until``."""
+        return until - self.save - self.teardown
+
+    def dead_at(self, until: int) -> int:
+        """When the agent ends whatever still runs: a save is worth one more interval, not more."""
+        return until - self.teardown + self.check

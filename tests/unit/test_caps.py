@@ -1,0 +1,165 @@
+"""Caps from flags and the project file, and the gate: what it refuses, by how much, and what would do."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from launcher import yamlfile
+from launcher.errors import Refused, UserError
+from launcher.money import account, caps, gate
+from launcher.money.account import HOUR_MS, About, Account, Entry
+from launcher.money.caps import Caps, Settings
+
+T = 1_800_000_000_000
+ABOUT = About("tiny", "pretrain", "ann", "aws")
+# Four nodes at $10 an hour each; the first lease is 15 minutes, ten dollars.
+ENTRY = Entry("r-1", "r", 40_000_000, T, T + HOUR_MS // 4, nodes=4)
+
+
+def order(
+    given: Caps, unsaid: Caps | None = None, hours: float | None = None, spot: int | None = None
+) -> gate.Order:
+    return gate.Order(ENTRY, ABOUT, given, unsaid or Caps(), hours, spot)
+
+
+def read(tmp_path: Path, text: str) -> Settings:
+    (tmp_path / "nemo-sky.yaml").write_text(text)
+    return caps.settings(yamlfile.read(tmp_path / "nemo-sky.yaml"))
+
+
+# Where caps come from
+
+
+def test_flags_as_people_write_them() -> None:
+    assert caps.from_flags("$1.5k", "50", "2d", "sweep-1", "2,000") == Caps(
+        1_500_000_000, 50_000_000, 172_800, "sweep-1", 2_000_000_000
+    )
+    assert caps.from_flags() == Caps()
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ({"budget": "lots"}, "--budget: 'lots' is not an amount of dollars"),
+        ({"budget": "0"}, "--budget: '0'"),
+        ({"deadline": "36"}, "--deadline: '36' is not a duration"),
+        ({"max_hourly": "-3"}, "--max-hourly: '-3'"),
+        ({"experiment": "a/b"}, "--experiment: 'a/b' cannot name"),
+        ({"experiment_budget": "5"}, "which?"),
+    ],
+)
+def test_a_wrong_flag_is_named(flags: dict[str, str], said: str) -> None:
+    with pytest.raises(UserError, match=said.replace("?", r"\?")):
+        caps.from_flags(**flags)
+
+
+def test_the_project_gives_defaults_and_limits(tmp_path: Path) -> None:
+    text = "  defaults: {budget: $200, deadline: 3d}\n  limits: {budget: 1k, max_hourly: 98.5}\n  setup: 0\n"
+    found = read(tmp_path, f"money:\n{text}")
+    assert found.defaults == Caps(budget=200_000_000, deadline=259_200)
+    assert (found.check_every, found.setup, found.teardown) == (60, 0, None)
+    assert caps.unsaid(found) == Caps(budget=200_000_000, max_hourly=98_500_000, deadline=259_200)
+    caps.within(Caps(budget=1_000_000_000), found)
+    with pytest.raises(UserError, match=r"--budget \$1,001.00 is above this project's limit of \$1,000.00"):
+        caps.within(Caps(budget=1_001_000_000), found)
+    assert read(tmp_path, "") == Settings()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("money: 5\n", ":1: money must be a table"),
+        ("money:\n  limit: {}\n", ":2: unknown key money.limit; did you mean 'limits'"),
+        ("money:\n  limits:\n    bugdet: 5\n", ":3: unknown key money.limits.bugdet; did you mean 'budget'"),
+        ("money:\n  defaults: {budget: soon}\n", ":2: money.defaults.budget: 'soon' is not an amount"),
+        ("money:\n  check_every: 5\n", ":2: money.check_every: '5' is not a duration"),
+        ("money:\n  check_every: 0\n", ":2: money.check_every must not be 0"),
+        ("money:\n  defaults: {budget: 5}\n  limits: {budget: 4}\n", ":2: money.defaults.budget is above"),
+    ],
+)
+def test_a_wrong_project_file_says_where(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        read(tmp_path, text)
+    assert said in str(caught.value)
+
+
+# The gate
+
+
+def refusal(asked: gate.Order, held: Account | None = None) -> str:
+    with pytest.raises(Refused) as caught:
+        gate.admit(held or Account(), asked)
+    return str(caught.value)
+
+
+def test_a_launch_without_caps_is_written_down() -> None:
+    held = gate.admit(Account(), order(Caps()))
+    assert held.committed("r") == 10_000_000
+    assert gate.admit(held, order(Caps())) == held, "asked again after a lost reply"
+
+
+def test_the_first_lease_must_fit() -> None:
+    assert gate.admit(Account(), order(Caps(budget=10_000_000))).left("r") == 0
+    said = refusal(order(Caps(budget=5_000_000), spot=20_000_000))
+    assert "$10.00 more is $5.00 too much" in said
+    assert "--nodes 2 would begin; on spot it needs $5.00; --budget $10.00 would do" in said
+
+
+def test_the_whole_run_must_fit_when_its_hours_are_known() -> None:
+    assert gate.admit(Account(), order(Caps(budget=400_000_000), hours=10)).left("r") == 390_000_000
+    said = refusal(order(Caps(budget=399_000_000), hours=10, spot=13_000_000))
+    assert "$400.00 more is $1.00 too much (the whole run)" in said
+    assert "on spot it needs $130.00; --budget $400.00 would do" in said
+    assert "--nodes" not in said, "fewer nodes take longer: no cheaper"
+
+
+def test_the_hourly_cap_knows_what_would_fit() -> None:
+    assert gate.admit(Account(), order(Caps(max_hourly=40_000_000)))
+    said = refusal(order(Caps(max_hourly=25_000_000), spot=12_000_000))
+    assert "4 nodes cost $40.00 per hour, $15.00 more than the $25.00 allowed" in said
+    assert "--nodes 2 costs $20.00; spot costs $12.00; --max-hourly $40.00 would do" in said
+    assert "more than the $30.00" in refusal(order(Caps(), Caps(max_hourly=30_000_000))), "the project's"
+
+
+def test_an_unknown_price_fits_under_no_cap() -> None:
+    unknown = replace(order(Caps(max_hourly=1_000_000)), entry=replace(ENTRY, price=None))
+    assert "price_per_hour" in refusal(unknown)
+    assert "price_per_hour" in refusal(replace(unknown, caps=Caps(budget=1_000_000_000)))
+    assert gate.admit(Account(), replace(unknown, caps=Caps())).entries["r-1"].price is None
+
+
+def test_the_deadline_is_held_against_the_expected_hours() -> None:
+    assert gate.admit(Account(), order(Caps(deadline=36_000), hours=10))
+    said = refusal(order(Caps(deadline=7200), hours=10))
+    assert "take 10h, 8h more than the deadline of 2h" in said
+
+
+def test_a_recorded_budget_stands_until_another_is_given() -> None:
+    project = Caps(budget=50_000_000, experiment_budget=90_000_000)
+    held = gate.admit(Account("e"), order(Caps(budget=30_000_000, experiment="e"), project))
+    assert (held.budget_of("r"), held.budget) == (30_000_000, 90_000_000)
+    again = replace(order(Caps(experiment="e"), project), entry=replace(ENTRY, key="r-2"))
+    held = gate.admit(held, again)
+    assert held.budget_of("r") == 30_000_000, "the default is for runs without one"
+    more = replace(
+        order(Caps(budget=60_000_000, experiment="e", experiment_budget=95_000_000)),
+        entry=replace(ENTRY, key="r-3"),
+    )
+    held = gate.admit(held, more)
+    assert (held.budget_of("r"), held.budget) == (60_000_000, 95_000_000)
+    assert [budget.by for budget in held.budgets] == ["nemo-sky.yaml", "ann"]
+    said = refusal(replace(more, caps=Caps(budget=20_000_000)), held)
+    assert "below the $30.00 that it has spent or reserved" in said
+
+
+def test_an_experiment_is_shared() -> None:
+    held = gate.admit(Account("e"), order(Caps(experiment="e", experiment_budget=15_000_000)))
+    other = replace(order(Caps(experiment="e")), entry=replace(ENTRY, key="s-1", run="s"))
+    said = refusal(other, held)
+    assert "budget of experiment e is $15.00, of which $10.00 is spent or reserved" in said
+    assert "--experiment-budget $20.00 would do" in said
+    early = account.settle(held, "r-1", T + HOUR_MS // 8)
+    assert gate.admit(early, other).committed() == 15_000_000, "what was not used is there for others"
