@@ -82,27 +82,22 @@ def of_place(profile: clusters.Profile) -> Iterator[Finding]:
 
     if profile.backend != "sky":
         return
+    cloud = (profile.infra or "*").split("/")[0]
+    wanted = None if cloud == "*" else cloud
     try:
-        enabled = sky_calls.enabled_clouds()
+        enabled = sky_calls.enabled_clouds(wanted)
     except Refused as error:
         yield Finding("SkyPilot", False, error.message, error.hint)
         return
-    yield Finding("SkyPilot", True, f"its API server answers; clouds: {', '.join(enabled) or 'none'}")
-    cloud = (profile.infra or "*").split("/")[0]
-    if cloud == "*":
-        yield Finding(
-            "credentials",
-            bool(enabled),
-            f"for {', '.join(enabled)}" if enabled else "for no cloud",
-            None if enabled else "`sky check` says what each cloud needs",
-        )
+    yield Finding("SkyPilot", True, "its API server answers")
+    if wanted in enabled or (wanted is None and enabled):
+        yield Finding("credentials", True, f"for {', '.join(enabled)}")
         return
-    known = cloud in enabled
     yield Finding(
         "credentials",
-        known,
-        f"for {cloud}" if known else f"none that work for {cloud}",
-        None if known else f"`sky check {cloud}` says what is missing and how to get it",
+        False,
+        f"SkyPilot finds none that work for {wanted or 'any cloud'}",
+        f"`sky check {wanted or ''}".rstrip() + "` says what is missing and how to get it",
     )
 
 

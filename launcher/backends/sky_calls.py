@@ -12,7 +12,7 @@ import queue
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -93,11 +93,23 @@ def calls() -> Iterator[Any]:
         raise Refused(f"SkyPilot: {_said(error)}", hint=_advice(error)) from error
 
 
-def enabled_clouds() -> list[str]:
-    """The clouds that SkyPilot has working credentials for, as profiles write them."""
+def enabled_clouds(cloud: str | None) -> list[str]:
+    """The clouds that SkyPilot has working credentials for, as profiles write them.
+
+    It remembers what it last found; ``cloud``, or all when it knows of none, is checked anew (seconds).
+    """
     with calls() as sky:
-        found = sky.get(sky.enabled_clouds())
-    return sorted({str(cloud).split("/")[0].lower() for cloud in found})
+        from sky.client import sdk
+
+        found = _plain_names(sky.get(sdk.enabled_clouds()))
+        if (cloud and cloud not in found) or not found:
+            by_workspace = sky.get(sdk.check((cloud,) if cloud else None, verbose=False))
+            found |= _plain_names(name for clouds in by_workspace.values() for name in clouds)
+    return sorted(found)
+
+
+def _plain_names(clouds: Iterable[object]) -> set[str]:
+    return {str(cloud).split("/")[0].lower() for cloud in clouds}
 
 
 def launch(name: str, task: Mapping[str, Any], secrets: Mapping[str, str], managed: bool) -> str:
