@@ -18,6 +18,7 @@ from launcher.cli import (
     doctor,
     launch,
     lineage,
+    plan,
     recipes,
     render,
     runs,
@@ -36,6 +37,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command("launch")(launch.launch)
+app.command("plan")(plan.plan)
 app.command("render")(render.render)
 app.command("check")(check.check)
 app.command("doctor")(doctor.doctor)

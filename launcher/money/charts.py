@@ -1,8 +1,8 @@
-"""Charts of a simulation. matplotlib is imported only here, and only when a chart is asked for."""
+"""Charts of simulations and plans. matplotlib is imported only here, and only when a chart is asked for."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +20,51 @@ COLOURS = {
 }
 
 
+def plan(rows: Sequence[Mapping[str, Any]], path: Path, title: str = "") -> None:
+    """Cost against time of a plan's rows, a colour per cloud; places that nothing beats in both are named.
+
+    ``rows`` as ``nemo-sky plan --json`` prints them. Raises UserError for a name that is not .png or .svg and
+    for rows without a cost, Refused without matplotlib.
+    """
+    known = [row for row in rows if row["cost_usd"] is not None and row["hours"] is not None]
+    pyplot = _pyplot(path)
+    if not known:
+        raise UserError("no place has both a price and a duration: there is nothing to draw")
+    figure, axes = pyplot.subplots(figsize=(7.5, 4.5))
+    for cloud in dict.fromkeys(row["cloud"] for row in known):
+        for market, marker in (("on-demand", "s"), ("spot", "o")):
+            here = [row for row in known if (row["cloud"], row["market"]) == (cloud, market)]
+            if here:
+                xs, ys = [row["hours"] for row in here], [row["cost_usd"] for row in here]
+                axes.scatter(xs, ys, s=22, marker=marker, alpha=0.75, label=f"{cloud} {market}")
+    for row in _front(known):
+        spot = (row["hours"], row["cost_usd"])
+        axes.annotate(row["place"], spot, xytext=(4, 4), textcoords="offset points", fontsize=7)
+    axes.set_xlabel("hours from start to end")
+    axes.set_ylabel("expected cost, $")
+    axes.set_ylim(bottom=0)
+    axes.set_title(title)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    _save(figure, path)
+
+
+def _front(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The rows that no other undercuts in both time and cost, one for each cost."""
+    front: list[Mapping[str, Any]] = []
+    for row in sorted(rows, key=lambda r: (r["hours"], r["cost_usd"], r["place"])):
+        if not front or row["cost_usd"] < front[-1]["cost_usd"]:
+            front.append(row)
+    return front
+
+
 def costs(rows: Sequence[dict[str, Any]], path: Path, title: str = "") -> None:
     """Bars of cost over on-demand cost, one group per set of zones and one bar per policy.
 
     ``rows`` as ``nemo-sky simulate --json`` prints them. Raises UserError for a name that is not .png or
     .svg, Refused without matplotlib.
     """
-    if path.suffix not in (".png", ".svg"):
-        raise UserError(f"a chart is written as .png or .svg, not {path.name!r}")
-    try:
-        import matplotlib
-
-        matplotlib.use("Agg")
-        from matplotlib import pyplot
-    except ImportError:
-        raise Refused("--plot needs matplotlib", hint="pip install matplotlib") from None
+    pyplot = _pyplot(path)
     groups = list(dict.fromkeys(tuple(row["zones"]) for row in rows))
     names = list(dict.fromkeys(row["policy"] for row in rows))
     figure, axes = pyplot.subplots(figsize=(max(6.0, 1.0 + len(groups) * 1.1), 3.6))
@@ -50,8 +80,28 @@ def costs(rows: Sequence[dict[str, Any]], path: Path, title: str = "") -> None:
     axes.set_title(title)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(fontsize=7, frameon=False, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.18))
+    _save(figure, path)
+
+
+def _pyplot(path: Path) -> Any:
+    if path.suffix not in (".png", ".svg"):
+        raise UserError(f"a chart is written as .png or .svg, not {path.name!r}")
+    try:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+    except ImportError:
+        raise Refused("--plot needs matplotlib", hint="pip install matplotlib") from None
+    matplotlib.rcParams["svg.hashsalt"] = "nemo-sky"  # the same numbers give the same file
+    return pyplot
+
+
+def _save(figure: Any, path: Path) -> None:
+    from matplotlib import pyplot
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Neither a date nor a version inside: the same numbers give the same file.
+    # Neither a date nor a version inside.
     metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
     figure.savefig(path, dpi=110, bbox_inches="tight", metadata=metadata)
     pyplot.close(figure)

@@ -1,9 +1,9 @@
 """Offers: every place that can run a task, and its price, from SkyPilot's catalogs.
 
-    want = want_of(task)                         what the task asks of a node
-    found = find(want, clouds=["aws"])           -> Found(offers, left_out)
-    best = cheapest(found.offers, "spot")        the Offer, or None
-    price_of(profile, task)                      dollars per hour for all nodes, or None: unknown
+    [want] = want_of(task)                    what the task asks of its nodes
+    found = find(want)                        -> Found(offers, left_out)
+    best = cheapest(found.offers, "spot")     the Offer, or None
+    price_of(profile, task)                   dollars per hour for all nodes, or None: unknown
 
 Prices are of one node; ``Offer.total`` is for all of them. None is unknown or not offered, and never the
 same as 0. What a catalog has wrong or leaves out is not guessed: such a place has no price, or a note.
@@ -15,86 +15,17 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from launcher import fit
 from launcher.clusters import Profile
-from launcher.errors import Refused, UserError
-from launcher.money import catalogs
+from launcher.errors import Refused
+from launcher.money import catalogs, places
 from launcher.money.catalogs import DIGITS, Row
+from launcher.money.want import MARKETS, Market, Want, split_infra, want_of
 
-Market = Literal["spot", "on-demand"]
-MARKETS: tuple[Market, ...] = ("on-demand", "spot")
-
-# What SkyPilot 0.14.1 can do where, as its `sky/clouds/*.py` say; a test holds these beside them.
-LAUNCHABLE = frozenset(
-    ("aws", "azure", "cudo", "do", "fluidstack", "gcp", "hyperbolic", "ibm", "lambda", "mithril", "nebius",
-     "oci", "paperspace", "primeintellect", "runpod", "scp", "seeweb", "shadeform", "vast", "verda",
-     "vsphere", "yotta")
-)  # fmt: skip
-ONE_NODE = frozenset(
-    ("hyperbolic", "primeintellect", "runpod", "seeweb", "shadeform", "vast", "verda", "vsphere", "yotta")
-)
-NO_SPOT = frozenset(
-    ("cudo", "do", "fluidstack", "hyperbolic", "lambda", "paperspace", "scp", "seeweb", "shadeform",
-     "vsphere", "yotta")
-)  # fmt: skip
-NO_CONTAINERS = frozenset(
-    ("cudo", "hyperbolic", "ibm", "oci", "primeintellect", "scp", "shadeform", "verda", "vsphere")
-)
-NO_AUTODOWN = frozenset(("hyperbolic", "primeintellect", "verda", "yotta"))
-AUCTIONS = frozenset(("mithril",))
-# The families among which SkyPilot chooses a node without GPUs; elsewhere it takes any.
-CPU_FAMILIES: Mapping[str, str] = {
-    "aws": r"(?:m6id?|m7i|r6id?|r7i|c6id?|c7i)\.",
-    "gcp": r"(?:n2|n4)-(?:standard|highmem|highcpu)-",
-    "azure": r"Standard_(?:[DE]\d+s_v5|F\d+s_v2)$",
-    "oci": r"VM\.Standard(?:\.E|3)",
-}
-# GCP sells a GPU and its host on two lines; these are the hosts that SkyPilot takes, by GPU and count.
-GCP_HOSTS: Mapping[str, Mapping[int, tuple[str, ...]]] = {
-    "A100": {**{n: (f"a2-highgpu-{n}g",) for n in (1, 2, 4, 8)}, 16: ("a2-megagpu-16g",)},
-    "A100-80GB": {n: (f"a2-ultragpu-{n}g",) for n in (1, 2, 4, 8)},
-    "B200": {8: ("a4-highgpu-8g",)},
-    "H100": {n: (f"a3-highgpu-{n}g",) for n in (1, 2, 4, 8)},
-    "H100-MEGA": {8: ("a3-megagpu-8g",)},
-    "H200": {8: ("a3-ultragpu-8g",)},
-    "L4": {
-        1: tuple(f"g2-standard-{n}" for n in (4, 8, 12, 16, 32)),
-        2: ("g2-standard-24",),
-        4: ("g2-standard-48",),
-        8: ("g2-standard-96",),
-    },
-    "RTXPRO6000": {n: (f"g4-standard-{48 * n}",) for n in (1, 2, 4, 8)},
-}
-# Any other GPU of GCP hangs on an n1 host of at least so many vCPUs, with 4 GiB for each.
-GCP_CPUS: Mapping[str, Mapping[int, int]] = {
-    "K80": {1: 4, 2: 8, 4: 16, 8: 32, 16: 64},
-    "T4": {1: 4, 2: 8, 4: 48},
-    "": {1: 8, 2: 16, 4: 32, 8: 64, 16: 128},
-}
-# Azure's catalog gives the machine with 8 H100 twelve of them; no task that asks for 8 finds it.
-GPUS_IN_TRUTH: Mapping[str, int] = {"Standard_ND96isr_H100_v5": 8, "Standard_ND96is_flex_H100_v5": 8}
 ODD_PRICE = 0.6
 """An on-demand price below this share of its cloud's median gets a note."""
-
-
-@dataclass(frozen=True)
-class Want:
-    """What a task asks of its nodes. ``gpus``: the types that will do, best first; ``count``: of them on each
-    node, 0 for none. ``cpus`` and ``memory`` as SkyPilot writes them (``4+``), for nodes without GPUs.
-    ``infra``: ``cloud[/region[/zone]]`` or None; ``gpu_gb``: the least memory of a GPU."""
-
-    gpus: tuple[str, ...] = ()
-    count: int = 0
-    nodes: int = 1
-    cpus: str | None = None
-    memory: str | None = None
-    container: bool = False
-    autodown: bool = False
-    infra: str | None = None
-    markets: tuple[Market, ...] = MARKETS
-    gpu_gb: int | None = None
 
 
 @dataclass(frozen=True)
@@ -120,6 +51,11 @@ class Offer:
     floor: bool = False
 
     @property
+    def unpriced(self) -> bool:
+        """Nobody knows a price: neither market has one."""
+        return self.spot is None and self.on_demand is None
+
+    @property
     def place(self) -> str:
         """As SkyPilot's ``infra``: ``aws/us-east-1/use1-az1``."""
         return "/".join(part for part in (self.cloud, self.region, self.zone) if part)
@@ -142,37 +78,6 @@ class Found:
     left_out: Mapping[str, str] = field(default_factory=dict)
 
 
-def want_of(task: Mapping[str, Any], *, gpu_gb: int | None = None) -> list[Want]:
-    """What a SkyPilot task asks for: one Want per alternative of ``any_of`` or ``ordered``, else one.
-
-    ``use_spot: true`` leaves the spot market, its absence on-demand.
-    """
-    base = dict(task.get("resources") or {})
-    others = base.pop("any_of", None) or base.pop("ordered", None) or [{}]
-    wants = []
-    for other in others:
-        one = {**base, **other}
-        kinds, count = _accelerators(one.get("accelerators"))
-        infra = one.get("infra") or "/".join(
-            str(one[key]) for key in ("cloud", "region", "zone") if one.get(key)
-        )
-        wants.append(
-            Want(
-                gpus=kinds,
-                count=count,
-                nodes=int(task.get("num_nodes") or 1),
-                cpus=None if one.get("cpus") is None else str(one["cpus"]),
-                memory=None if one.get("memory") is None else str(one["memory"]),
-                container=str(one.get("image_id") or "").startswith("docker:"),
-                autodown=bool((one.get("autostop") or {}).get("down")),
-                infra=infra or None,
-                markets=("spot",) if one.get("use_spot") else ("on-demand",),
-                gpu_gb=gpu_gb,
-            )
-        )
-    return wants
-
-
 def find(want: Want, root: Path | None = None) -> Found:
     """Every place whose catalog lies in ``root`` (default: ``catalogs.folder()``) and that can run ``want``.
 
@@ -180,7 +85,7 @@ def find(want: Want, root: Path | None = None) -> Found:
     to look in, and UserError for a cloud that has none.
     """
     root = root or catalogs.folder()
-    cloud, region, zone = _infra(want.infra)
+    cloud, region, zone = split_infra(want.infra)
     known = catalogs.clouds(root)
     hint = (
         "`sky check` and then `sky show-gpus` download SkyPilot's catalogs; "
@@ -220,6 +125,32 @@ def cheapest(offers: Iterable[Offer], market: Market | None = None) -> Offer | N
     return min(priced, key=lambda item: item[:2])[2] if priced else None
 
 
+def by_profile(profile: Profile, want: Want) -> Offer | None:
+    """The one offer of a profile that says its price, or whose place no catalog knows (one's own machine,
+    Slurm, Kubernetes): then without a price. None where the catalogs are to be asked."""
+    cloud = (profile.infra or profile.name).split("/")[0].lower()
+    if profile.price_per_hour is None and profile.backend != "local" and cloud not in places.OWN:
+        return None
+    note = (
+        "price of the profile"
+        if profile.price_per_hour is not None
+        else (f"no price known: say price_per_hour in clusters/{profile.name}.yaml")
+    )
+    _, region, zone = split_infra(profile.infra)
+    return Offer(
+        cloud=cloud,
+        region=region or "",
+        zone=zone,
+        instance="-",
+        gpu=want.gpus[0] if want.count else None,
+        gpus=want.count,
+        nodes=want.nodes,
+        spot=None,
+        on_demand=profile.price_per_hour,
+        note=note,
+    )
+
+
 def price_of(
     profile: Profile, task: Mapping[str, Any], root: Path | None = None, *, highest: bool = False
 ) -> float | None:
@@ -231,16 +162,11 @@ def price_of(
     reserve that where a cap must hold. Absent catalogs, Slurm and one's own Kubernetes give None. Takes a few
     milliseconds to a tenth of a second; imports neither sky nor numpy.
 
-        hourly = offers.price_of(plan.profile, task)     # None: refuse, or ask for price_per_hour
+        hourly = offers.price_of(plan.profile, task)    # None: refuse, or ask for price_per_hour
     """
     if profile.price_per_hour is not None:
         return round(profile.price_per_hour * int(task.get("num_nodes") or 1), DIGITS)
-    if profile.backend == "local" or (profile.infra or "").split("/")[0].lower() in (
-        "kubernetes",
-        "k8s",
-        "slurm",
-        "ssh",
-    ):
+    if profile.backend == "local" or (profile.infra or "").split("/")[0].lower() in places.OWN:
         return None
     totals: list[float] = []
     for want in want_of(task):
@@ -262,27 +188,6 @@ def _lowest(offer: Offer, market: Market | None) -> float | None:
     return min((paid for paid in totals if paid is not None), default=None)
 
 
-def _accelerators(written: Any) -> tuple[tuple[str, ...], int]:
-    """Types and count of SkyPilot's ``H100:8``, ``[H100:8, H200:8]``, ``{H100: 8}`` or nothing."""
-    if not written:
-        return (), 0
-    texts = [f"{k}:{v or 1}" for k, v in written.items()] if isinstance(written, Mapping) else written
-    pairs = [text.partition(":") for text in ([texts] if isinstance(texts, str) else texts)]
-    try:
-        counts = {int(float(count or 1)) for _, _, count in pairs}
-    except ValueError:
-        raise UserError(f"accelerators {written!r}: write TYPE:COUNT, such as H100:8") from None
-    if len(counts) > 1:
-        raise UserError(f"accelerators {written!r}: the counts differ; a plan needs one")
-    return tuple(kind for kind, _, _ in pairs), counts.pop()
-
-
-def _infra(text: str | None) -> tuple[str | None, str | None, str | None]:
-    parts = [None if part in ("", "*") else part for part in (text or "").split("/", 2)]
-    cloud, region, zone = [*parts, None, None, None][:3]
-    return (cloud.lower() if cloud else None), region, zone
-
-
 def _in_zone(offer: Offer, zone: str | None) -> bool:
     """AWS's catalog has zone ids (``use1-az4``), which an account sees as letters of its own order: a letter
     (``us-east-1a``) may be any zone of the region."""
@@ -294,15 +199,15 @@ def _in_zone(offer: Offer, zone: str | None) -> bool:
 
 
 def _unable(cloud: str, want: Want) -> str | None:
-    if cloud not in LAUNCHABLE:
+    if cloud not in places.LAUNCHABLE:
         return "SkyPilot 0.14.1 does not launch there"
-    if want.nodes > 1 and cloud in ONE_NODE:
+    if want.nodes > 1 and cloud in places.ONE_NODE:
         return "one node only"
-    if want.container and cloud in NO_CONTAINERS:
+    if want.container and cloud in places.NO_CONTAINERS:
         return "no container images"
-    if want.autodown and cloud in NO_AUTODOWN:
+    if want.autodown and cloud in places.NO_AUTODOWN:
         return "nodes that idle are not taken down"
-    if cloud in NO_SPOT and "on-demand" not in want.markets:
+    if cloud in places.NO_SPOT and "on-demand" not in want.markets:
         return "no spot market"
     return None
 
@@ -316,12 +221,12 @@ def _of_cloud(root: Path, cloud: str, want: Want) -> list[Offer]:
     if not want.count:
         return _cpu_offers(root, cloud, want)
     words = {_chip(kind) for kind in want.gpus}
-    hosts = {host for table in GCP_HOSTS.values() for host in table.get(want.count, ())}
+    hosts = {host for table in places.GCP_HOSTS.values() for host in table.get(want.count, ())}
     rows = catalogs.read(root, cloud, words | (hosts | {"n1-"} if cloud == "gcp" else set()))
     asked = {kind.lower() for kind in want.gpus}
     found = []
     for row in rows:
-        truth = GPUS_IN_TRUTH.get(row.instance)
+        truth = places.GPUS_IN_TRUTH.get(row.instance)
         by_count = abs(row.count - want.count) <= 0.01 and truth in (None, want.count)
         if not by_count and truth != want.count:
             continue
@@ -350,7 +255,7 @@ def _of_cloud(root: Path, cloud: str, want: Want) -> list[Offer]:
 
 
 def _cpu_offers(root: Path, cloud: str, want: Want) -> list[Offer]:
-    family = re.compile(CPU_FAMILIES.get(cloud, ""))
+    family = re.compile(places.CPU_FAMILIES.get(cloud, ""))
     words = {
         "aws": ("m6i", "m7i.", "r6i", "r7i.", "c6i", "c7i."),
         "gcp": ("n2-", "n4-"),
@@ -393,21 +298,21 @@ def _offer(
         gpu=row.gpu if want.count else None,
         gpus=want.count,
         nodes=want.nodes,
-        spot=spot if "spot" in want.markets and cloud not in NO_SPOT else None,
+        spot=spot if "spot" in want.markets and cloud not in places.NO_SPOT else None,
         on_demand=on_demand if "on-demand" in want.markets else None,
         note=note,
         ask=ask,
-        floor=cloud in AUCTIONS,
+        floor=cloud in places.AUCTIONS,
     )
 
 
 def _gcp_host(rows: Sequence[Row], gpu: Row, count: int) -> Row | None:
     """The cheapest host in the GPU's zone; None where GCP lists none."""
-    named = GCP_HOSTS.get(gpu.gpu)
+    named = places.GCP_HOSTS.get(gpu.gpu)
     if named is not None:
         hosts = [row for row in rows if row.instance in named.get(count, ())]
     else:
-        least = GCP_CPUS.get(gpu.gpu, GCP_CPUS[""]).get(count)
+        least = places.GCP_CPUS.get(gpu.gpu, places.GCP_CPUS[""]).get(count)
         if least is None:
             return None
         hosts = [
@@ -447,11 +352,11 @@ def _enough_memory(row: Row, want: Want) -> bool:
 
 def _best(offers: Sequence[Offer]) -> list[Offer]:
     """Per place and GPU name what is cheapest on-demand, and on spot; a place without any price is kept."""
-    places: dict[tuple[object, ...], list[Offer]] = {}
+    groups: dict[tuple[object, ...], list[Offer]] = {}
     for offer in offers:
-        places.setdefault((offer.region, offer.zone, offer.gpu, offer.ask), []).append(offer)
+        groups.setdefault((offer.region, offer.zone, offer.gpu, offer.ask), []).append(offer)
     kept: list[Offer] = []
-    for group in places.values():
+    for group in groups.values():
         chosen = []
         for market in MARKETS:
             priced = [offer for offer in group if offer.price(market) is not None]
@@ -472,7 +377,7 @@ def _noted(offers: Sequence[Offer]) -> list[Offer]:
         notes = [offer.note] if offer.note else []
         if offer.ask:
             notes.append(f"ask for {offer.ask}" if offer.ask.startswith("-") else f"ask for the {offer.ask}")
-        if offer.spot is None and offer.on_demand is None:
+        if offer.unpriced:
             notes.append("no price listed")
         if offer.floor:
             notes.append("an auction: these are the lowest bids taken")

@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 
 from launcher import clusters
 from launcher.errors import Refused, UserError
-from launcher.money import catalogs, offers
-from launcher.money.offers import Offer, Want
+from launcher.money import catalogs, offers, places, want
+from launcher.money.offers import Offer
+from launcher.money.want import Want
 
 CATALOGS = Path(__file__).parents[1] / "fixtures" / "catalogs" / "v8"
 PROFILES = Path(__file__).parents[2] / "clusters"
@@ -143,8 +144,7 @@ def test_region_and_zone_narrow_and_a_letter_may_be_any_zone() -> None:
 
 
 def test_a_node_without_gpus_is_the_cheapest_of_the_families_that_skypilot_takes() -> None:
-    want = Want(cpus="4+", memory="16+", infra="aws/us-east-1")
-    aws = offers.find(want, CATALOGS).offers
+    aws = offers.find(Want(cpus="4+", memory="16+", infra="aws/us-east-1"), CATALOGS).offers
     assert {offer.instance for offer in aws} == {"m6i.xlarge"}
     azure = offers.find(Want(cpus="4+", memory="16+", infra="azure"), CATALOGS).offers
     assert {offer.instance for offer in azure} == {"Standard_D4s_v5"}
@@ -194,7 +194,7 @@ def test_absent_catalogs_are_refused_with_the_way_to_get_them(tmp_path: Path) ->
 @pytest.mark.parametrize("written", ["H100:many", ["H100:8", "H200:4"]])
 def test_accelerators_that_are_none_are_refused(written: Any) -> None:
     with pytest.raises(UserError, match="accelerators"):
-        offers.want_of({"resources": {"accelerators": written}})
+        want.want_of({"resources": {"accelerators": written}})
 
 
 def test_the_folder_is_skypilots_or_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -225,8 +225,8 @@ def test_what_skypilot_can_do_where_is_what_its_source_says() -> None:
         path.stem.removesuffix("_cloud"): path.read_text()
         for path in (Path(package.origin).parent / "clouds").glob("*.py")
     }
-    named = {name: text for name, text in sources.items() if name in offers.LAUNCHABLE}
-    assert set(named) == offers.LAUNCHABLE
+    named = {name: text for name, text in sources.items() if name in places.LAUNCHABLE}
+    assert set(named) == places.LAUNCHABLE
     assert set(sources) - set(named) == {"__init__", "cloud", "kubernetes", "slurm", "ssh"}
 
     def without(feature: str) -> set[str]:
@@ -234,10 +234,10 @@ def test_what_skypilot_can_do_where_is_what_its_source_says() -> None:
         listed = re.compile(rf"^\s+clouds\.CloudImplementationFeatures\.{feature}:", re.MULTILINE)
         return {name for name, text in named.items() if listed.search(text)}
 
-    assert without("MULTI_NODE") == offers.ONE_NODE
-    assert without("SPOT_INSTANCE") == offers.NO_SPOT
-    assert without("DOCKER_IMAGE") == offers.NO_CONTAINERS
-    assert without("AUTODOWN") == offers.NO_AUTODOWN
+    assert without("MULTI_NODE") == places.ONE_NODE
+    assert without("SPOT_INSTANCE") == places.NO_SPOT
+    assert without("DOCKER_IMAGE") == places.NO_CONTAINERS
+    assert without("AUTODOWN") == places.NO_AUTODOWN
 
 
 # Whatever stands in a catalog.
@@ -286,7 +286,7 @@ def test_no_price_below_or_at_zero_and_totals_are_exact(
         gpus = ("H100",) if count else ()
         result = offers.find(Want(gpus, count, nodes=nodes, cpus="4+", memory="1+"), root)
     for offer in result.offers:
-        for market in offers.MARKETS:
+        for market in want.MARKETS:
             paid = offer.price(market)
             if paid is None:
                 assert offer.total(market) is None

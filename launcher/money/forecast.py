@@ -1,0 +1,188 @@
+"""What a run would pay and whether it would be done in time, on a market that comes and goes.
+
+Spot nodes appear and vanish as the zones in the spot policy's history did (``availability``), one chain for
+every place: V100 zones of AWS are not the H100 zones of today, but nothing better is recorded. The run takes
+spot when it is there, waits when it is not, and goes on-demand to the end once only that meets the deadline
+(``baselines.greedy``); our policy does no worse. Time of day is left out. Every figure is a mean over
+``PATHS`` random histories that are the same in every call.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import NDArray
+
+from launcher.money import availability
+from launcher.money.availability import CLASSES, STATES, TICK, UP, Floats
+
+PATHS = 250
+TICKS = 400
+"""A longer time is cut into so many ticks, and turns of the market in between are not seen."""
+RESTART_HOURS = 0.2
+"""Paid at each start before any work: nodes come up, set-up, reading the checkpoint, redoing lost steps."""
+PATIENCE = 8.0
+"""Without a deadline a run on spot is followed for so many times its work."""
+
+FOREVER = 100_000  # ticks, after which a zone's state no longer depends on the first
+
+
+@dataclass(frozen=True)
+class Paths:
+    """One entry per random history: hours paid on spot and on-demand, hours from start to end, and whether
+    the work was done."""
+
+    spot: Floats
+    on_demand: Floats
+    elapsed: Floats
+    done: Floats
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """``cost``: mean dollars spent; ``worst``: what cannot be exceeded, None without a bound; ``chance`` of
+    being done by the deadline and within the budget, None without either; ``elapsed``: mean hours from start
+    to end; ``needed``: mean dollars to finish, were there no budget."""
+
+    cost: float
+    worst: float | None
+    chance: float | None
+    elapsed: float
+    needed: float
+
+
+def outlook(
+    hours: float,
+    spread: float,
+    *,
+    spot: float | None,
+    on_demand: float | None,
+    deadline: float | None = None,
+    budget: float | None = None,
+) -> Outlook:
+    """The outlook of ``hours`` of work at prices in $/h for all nodes; with ``spot`` None, on-demand only.
+
+    ``deadline`` in hours, ``budget`` in dollars. At least one price is needed. A run is stopped at its
+    deadline and at its budget, so neither can be passed.
+    """
+    if spot is None:
+        paths = steady(hours, spread)
+    else:
+        paths = market(hours, spread, deadline, rescue=on_demand is not None and deadline is not None)
+    costs = paths.spot * (spot or 0.0) + paths.on_demand * (on_demand or 0.0)
+    finished = paths.done > 0
+    fine = finished
+    if deadline is not None:
+        fine = fine & (paths.elapsed <= deadline + 1e-9)
+    if budget is not None:
+        fine = fine & (costs <= budget)
+    worst = _bound(hours, spread, spot=spot, on_demand=on_demand, deadline=deadline, budget=budget)
+    shown = finished if finished.any() else np.ones(PATHS, bool)
+    return Outlook(
+        cost=float(np.minimum(costs, math.inf if worst is None else worst)[shown].mean()),
+        worst=worst,
+        chance=None if deadline is None and budget is None else float(fine.mean()),
+        elapsed=float(paths.elapsed[shown].mean()),
+        needed=float(costs[shown].mean()),
+    )
+
+
+def _bound(
+    hours: float,
+    spread: float,
+    *,
+    spot: float | None,
+    on_demand: float | None,
+    deadline: float | None,
+    budget: float | None,
+) -> float | None:
+    """On spot alone nothing but a deadline or a budget bounds the cost; on-demand, 19 of 20 durations do."""
+    bounds = [] if budget is None else [budget]
+    if deadline is not None:
+        bounds.append(deadline * max(spot or 0.0, on_demand or 0.0))
+    if spot is None and on_demand is not None:
+        bounds.append((hours * math.exp(1.645 * spread) + RESTART_HOURS) * on_demand)
+    return min(bounds, default=None)
+
+
+def steady(hours: float, spread: float) -> Paths:
+    """Nodes that stay: one start, then work."""
+    paid = hours * _factors(spread) + RESTART_HOURS
+    return Paths(np.zeros(PATHS), paid, paid, np.ones(PATHS))
+
+
+@functools.cache
+def market(hours: float, spread: float, deadline: float | None, *, rescue: bool) -> Paths:
+    """Spot when it is there. With ``rescue``, on-demand to the end once only that meets the deadline."""
+    horizon = deadline if deadline is not None else PATIENCE * hours + 24 * RESTART_HOURS
+    step = max(1, math.ceil(horizon * 3600 / TICK / TICKS))
+    tick = step * TICK / 3600  # hours
+    ticks = max(1, int(horizon / tick + 1e-9))
+    left, restart = hours * _factors(spread) / tick, RESTART_HOURS / tick
+    overhead, elapsed = np.zeros(PATHS), np.zeros(PATHS)
+    place = np.zeros(PATHS, int)  # 0 idle, 1 spot, 2 on-demand
+    paid = np.zeros((3, PATHS))
+    rows = np.arange(PATHS)
+    for now, up in enumerate(_histories(step)[:ticks]):
+        working = left > 0
+        if not working.any():
+            break
+        before, place = place, up.astype(int)
+        if rescue:
+            # The last tick at which waiting would still leave time to start on-demand and finish.
+            place[(before == 2) | (ticks - now - 1 <= left + 2 * restart)] = 2
+        place[~working] = 0
+        held = place > 0
+        overhead = np.where(held & (place != before), restart, overhead)
+        waited = np.minimum(overhead, 1.0) * held
+        done = np.minimum(1.0 - waited, left) * held
+        used = np.where(held & (done >= left), waited + done, 1.0) * working
+        overhead, left = overhead - waited, left - done
+        paid[place, rows] += used * held
+        elapsed += used
+    return Paths(paid[1] * tick, paid[2] * tick, elapsed * tick, (left <= 0).astype(float))
+
+
+@functools.cache
+def _histories(step: int) -> NDArray[np.bool_]:
+    """(TICKS, PATHS): whether spot nodes are there, in ticks of ``step`` x ``availability.TICK``."""
+    moves = np.cumsum(np.linalg.matrix_power(_chain(), step), axis=1)
+    random = np.random.default_rng(20261121).random((TICKS + 1, PATHS))
+    lasting = np.cumsum(np.linalg.matrix_power(_chain(), FOREVER)[0])
+    state = np.minimum(np.searchsorted(lasting, random[0]), STATES - 1)
+    up = np.empty((TICKS, PATHS), bool)
+    for now in range(TICKS):
+        up[now] = UP[state]
+        state = np.minimum((moves[state] < random[now + 1][:, None]).sum(axis=1), STATES - 1)
+    return up
+
+
+def assumes(deadline: float | None) -> str:
+    """What the figures of spot rest on, in a line for people."""
+    share = float(np.linalg.matrix_power(_chain(), FOREVER)[0, CLASSES:].sum())
+    rescue = (
+        "on-demand to the end when only that meets the deadline" if deadline else "waiting when there is none"
+    )
+    return (
+        f"spot is assumed to be there {share:.0%} of the time, as in recorded V100 zones; {rescue}; "
+        f"each start costs {RESTART_HOURS * 60:.0f} min"
+    )
+
+
+@functools.cache
+def _chain() -> Floats:
+    """Transition matrix per tick of a zone that nothing is known of, the mean over the week."""
+    steps = availability.chain(availability.load_prior(), "").steps
+    weights = np.repeat([5 / 7, 2 / 7], 8) / 8
+    return np.asarray(np.tensordot(weights, steps, axes=1))
+
+
+def _factors(spread: float) -> Floats:
+    """How much longer than estimated each history takes: evenly spread over the quantiles, then shuffled."""
+    quantiles = [NormalDist().inv_cdf((i + 0.5) / PATHS) for i in range(PATHS)]
+    shuffled = np.random.default_rng(7).permutation(quantiles)
+    return np.asarray(np.exp(spread * shuffled))
