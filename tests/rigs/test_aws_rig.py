@@ -1,0 +1,116 @@
+"""SkyPilot's own AWS provisioner, unpatched, on the emulated AWS. Each launch takes a minute: few of them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.rigs.aws import image
+from tests.rigs.aws.catalogs import REGIONS
+from tests.rigs.aws.rig import AwsRig, Instance, aws_rig
+
+SKY = Path(sys.executable).with_name("sky")
+SMALL = {"infra": "aws", "cpus": "2+"}
+
+TALK = """\
+echo "rank $SKYPILOT_NODE_RANK of $SKYPILOT_NUM_NODES"
+echo "$SKYPILOT_CLUSTER_INFO"
+head=$(head -n1 <<<"$SKYPILOT_NODE_IPS")
+if [ "$SKYPILOT_NODE_RANK" = 0 ]; then
+  timeout 20 python3 -m http.server 29500 || true
+else
+  curl -s --retry 30 --retry-connrefused -o /dev/null -w "head answered %{http_code}\\n" $head:29500
+fi
+"""
+
+
+def until(condition: Callable[[], object], seconds: float) -> None:
+    """Wait for what happens in other processes."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true in time"
+        time.sleep(0.2)
+
+
+def sky(rig: AwsRig, *words: str | Path, timeout: float = 400) -> str:
+    done = subprocess.run(
+        [SKY, *words], env=dict(rig.env), capture_output=True, text=True, timeout=timeout, cwd=rig.folder
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    return done.stdout
+
+
+def task(rig: AwsRig, name: str, **values: object) -> Path:
+    path = rig.folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump({"name": name, "resources": SMALL, **values}))
+    return path
+
+
+def nodes(rig: AwsRig, cluster: str) -> list[Instance]:
+    return [item for item in rig.instances() if item.cluster.startswith(cluster)]
+
+
+@pytest.fixture(scope="session")
+def aws(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AwsRig]:
+    """An AWS that SkyPilot launches on. ``NEMO_SKY_RIGS=1`` makes it a failure not to have one."""
+    try:
+        image.check_machine()
+    except image.CannotHost as reason:
+        if os.environ.get("NEMO_SKY_RIGS") != "1":
+            pytest.skip(f"no AWS rig: {reason}")
+        raise
+    with aws_rig(tmp_path_factory.mktemp("aws") / "rig") as rig:
+        yield rig
+
+
+@pytest.fixture(scope="module")
+def pair(aws: AwsRig) -> Iterator[tuple[AwsRig, str]]:
+    """A spot cluster of two nodes, launched while one zone has no capacity, and what its job printed."""
+    aws.capacity("us-east-1a", False)
+    spec = task(aws, "pair", num_nodes=2, resources={**SMALL, "use_spot": True}, run=TALK)
+    try:
+        printed = sky(aws, "launch", "-y", "-c", "pair", spec)
+    finally:
+        aws.capacity("us-east-1a", True)
+    yield aws, printed
+    sky(aws, "down", "-y", "pair")
+    assert not nodes(aws, "pair")
+
+
+def test_nodes_see_each_other_and_skypilots_variables(pair: tuple[AwsRig, str]) -> None:
+    rig, printed = pair
+    assert "rank 0 of 2" in printed
+    assert "rank 1 of 2" in printed
+    assert "head answered 200" in printed
+    assert '"cloud": "AWS"' in printed
+    assert len(nodes(rig, "pair")) == 2
+
+
+def test_a_zone_without_capacity_is_passed_over(pair: tuple[AwsRig, str]) -> None:
+    rig, _ = pair
+    assert {item.zone for item in nodes(rig, "pair")} <= set(REGIONS["us-east-1"]) - {"us-east-1a"}
+    assert all(item.spot for item in nodes(rig, "pair"))
+
+
+def test_a_notice_comes_before_the_end_and_the_end_is_sudden(pair: tuple[AwsRig, str]) -> None:
+    rig, _ = pair
+    told, spared = nodes(rig, "pair")
+    asked = (
+        "token=$(curl -sX PUT http://169.254.169.254/latest/api/token); "
+        'curl -s -H "X-aws-ec2-metadata-token: $token" '
+        "http://169.254.169.254/latest/meta-data/spot/instance-action"
+    )
+    assert "terminate" not in rig.shell(told.id, asked)
+    rig.preempt(told.id, notice=True)
+    assert '"action": "terminate"' in rig.shell(told.id, asked)
+    assert {told.id, spared.id} == {item.id for item in nodes(rig, "pair")}
+    until(lambda: [item.id for item in nodes(rig, "pair")] == [spared.id], 30)
+    rig.preempt(spared.id, notice=False)
+    assert not nodes(rig, "pair")
