@@ -1,0 +1,23 @@
+"""The rigs, one of each per test run. Where the machine cannot host one, its tests skip and say why."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.rigs.slurm import CannotHost, SlurmRig, check_machine, slurm_rig
+
+
+@pytest.fixture(scope="session")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmRig]:
+    """A Slurm cluster that SkyPilot launches on. ``NEMO_SKY_RIGS=1`` makes it a failure not to have one."""
+    try:
+        check_machine()
+    except CannotHost as reason:
+        if os.environ.get("NEMO_SKY_RIGS") != "1":
+            pytest.skip(f"no Slurm rig: {reason}")
+        raise
+    with slurm_rig(tmp_path_factory.mktemp("slurm")) as rig:
+        yield rig
