@@ -283,7 +283,7 @@ def _absent(sky: Any) -> tuple[type[Exception], ...]:
 
 def _place(cloud: Any, region: Any, zone: Any, nodes: Any) -> dict[str, Any]:
     found = {"cloud": str(cloud).lower() if cloud else None, "region": region, "zone": zone, "nodes": nodes}
-    return {key: value for key, value in found.items() if value}
+    return {key: value for key, value in found.items() if value and value != "-"}
 
 
 def _zone(record: Any) -> str | None:

@@ -22,9 +22,12 @@ class Gate:
         self.word: str | None = None
         self.reached = threading.Event()
         self.opened = threading.Event()
+        self.down = False
 
     def pass_through(self, method: str, path: str) -> bool:
-        """False when the request was held back and is to be dropped."""
+        """False when the request is to be dropped: it was held back, or the service is ``down``."""
+        if self.down:
+            return False
         if method != "PUT" or self.word is None or self.word not in path:
             return True
         self.reached.set()

@@ -1,0 +1,90 @@
+"""What tests of `nemo-sky launch` on a rig share: a project whose store is S3, and questions to its runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.e2e.conftest import Project, make_project
+from tests.e2e.s3 import FAKE_CREDENTIALS, Gate, serve
+from tests.rig import until
+from tests.rigs.skyhome import SkyHome
+
+SHORT = ("tiny", "pretrain", "-c", "smoke", "data=null", "run.data=null")
+# Ten checkpoints, in half a minute on two cores.
+LONG = (*SHORT, "train.steps=200", "train.save_interval=20", "train.eval_interval=200")
+
+
+@dataclass(frozen=True)
+class Launches:
+    """A project that launches on a rig by its ``profile``; ``gate`` stands before its store."""
+
+    project: Project
+    profile: Path
+    gate: Gate
+
+    def launch(self, *words: str, code: int = 0) -> dict[str, Any]:
+        """Launch to the end; the outcome, with what the launch said under ``said``."""
+        place = ("--cluster", str(self.profile), "--json")
+        done = self.project.run("launch", *words, *place, code=code, timeout=600)
+        outcome: dict[str, Any] = json.loads(done.stdout)[0] if done.stdout else {}
+        return {**outcome, "said": done.stderr}
+
+    def detach(self, *words: str) -> str:
+        """Launch and leave; the run's id."""
+        return str(self.launch(*words, "--detach")["run_id"])
+
+    def show(self, run_id: str) -> dict[str, Any]:
+        shown: dict[str, Any] = json.loads(self.project.run("runs", "show", run_id, "--json").stdout)
+        return shown
+
+    def follow(self, run_id: str, word: str) -> list[str]:
+        """The run's log up to the first line that holds ``word``."""
+        reader = self.project.start("runs", "logs", "-f", run_id)
+        assert reader.stdout
+        assert reader.stderr
+        seen = []
+        try:
+            for line in reader.stdout:
+                seen.append(line)
+                if word in line:
+                    return seen
+            raise AssertionError(f"ended before {word!r}:\n{''.join(seen)}\n{reader.stderr.read()}")
+        finally:
+            reader.kill()
+            reader.communicate()
+
+    def finish(self, run_id: str, seconds: float = 400) -> dict[str, Any]:
+        """Wait for the run's end without following it; what `runs show` says then."""
+        assert until(lambda: self.show(run_id)["status"] in ENDS, seconds), self.show(run_id)
+        return self.show(run_id)
+
+    def model(self, run_id: str) -> dict[str, Any]:
+        """What the run published, read back from the store: its metadata and who made it."""
+        listed = json.loads(self.project.run("artifacts", "list", "--json").stdout)
+        found = [item for item in listed if item["name"] == "tiny-pretrain-model"]
+        shown = [
+            json.loads(self.project.run("artifacts", "show", item["uri"], "--json").stdout) for item in found
+        ]
+        (mine,) = [item for item in shown if item["producer"]["run_id"] == run_id]
+        return dict(mine)
+
+
+ENDS = ("SUCCEEDED", "FAILED", "CANCELLED", "INTERRUPTED", "LOST")
+
+
+@contextmanager
+def launching(home: SkyHome, profile: Path, root: Path) -> Iterator[Launches]:
+    """A fresh project at ``root`` with an empty bucket, for launches with SkyPilot's ``home``."""
+    with serve("fake-bucket") as (endpoint, gate):
+        env = {
+            **home.own,
+            **FAKE_CREDENTIALS,
+            "NEMO_SKY_ARTIFACTS": f"s3://fake-bucket/{root.parent.name}",
+            "AWS_ENDPOINT_URL": endpoint,
+        }
+        yield Launches(make_project(root, **env), profile, gate)

@@ -1,0 +1,133 @@
+"""`nemo-sky launch` on a real Slurm through real SkyPilot, its store on S3."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from tests.rig import until
+from tests.rigs.launching import LONG, SHORT, Launches, launching
+from tests.rigs.slurm import SlurmRig
+
+
+@pytest.fixture(scope="module")
+def on(slurm: SlurmRig, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launches]:
+    root = tmp_path_factory.mktemp("on-slurm") / "project"
+    with launching(slurm.home, slurm.profile, root) as launches:
+        yield launches
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays(slurm: SlurmRig) -> Iterator[None]:
+    yield
+    assert until(lambda: not slurm.squeue(), 60), "an allocation was left behind"
+
+
+@pytest.fixture(scope="module")
+def whole(on: Launches) -> dict[str, float]:
+    """The long run that nothing interrupted, on this machine."""
+    done = on.project.run("launch", *LONG, "--cloud", "local", "--json")
+    metadata: dict[str, float] = json.loads(done.stdout)[0]["metadata"]
+    return metadata
+
+
+def kill_api_server(slurm: SlurmRig) -> None:
+    """SIGKILL the rig's own API server; the next command starts it again."""
+    for process in psutil.process_iter():
+        try:
+            of_rig = process.environ().get("HOME") == slurm.home.own["HOME"]
+            if of_rig and "sky.server.server" in process.cmdline():
+                process.kill()
+        except psutil.Error:
+            continue
+
+
+def test_one_node_and_two_give_the_same(on: Launches) -> None:
+    one = on.launch(*SHORT)
+    two = on.launch(*SHORT, "--nodes", "2", "--force")
+    assert "on its own cluster" in two["said"]
+    assert two["metadata"]["final_loss"] == pytest.approx(one["metadata"]["final_loss"], abs=1e-3)
+    shown = on.show(two["run_id"])
+    assert (shown["status"], shown["nodes"], shown["attempt_list"][0]["status"]) == (
+        "SUCCEEDED",
+        2,
+        "succeeded",
+    )
+    made = on.model(two["run_id"])
+    assert made["producer"]["place"]["nodes"] == 2
+    assert made["producer"]["cost_usd"] > 0
+    logged = on.project.run("runs", "logs", two["run_id"]).stdout
+    assert "[node 0] " in logged
+    assert "published art://tiny-pretrain-model" in logged
+
+
+def test_a_ray_stage_on_two_nodes(on: Launches) -> None:
+    done = on.launch("tiny", "data/prep/pretrain", "-c", "smoke", "--nodes", "2")
+    assert "all 2 Ray nodes have joined" in on.project.run("runs", "logs", done["run_id"]).stdout
+    # What it made is what a later stage finds, by lineage too.
+    model = on.launch("tiny", "pretrain", "-c", "smoke", "--cloud", "local")
+    up = json.loads(on.project.run("lineage", "up", model["output"], "--json").stdout)
+    assert [child["uri"] for child in up["children"]] == [done["output"]]
+
+
+def test_cancelled_and_launched_again(on: Launches, whole: dict[str, float]) -> None:
+    run_id = on.detach(*LONG, "--force")
+    assert "committed checkpoint 40 " in on.follow(run_id, "committed checkpoint 40 ")[-1]
+    (active,) = json.loads(on.project.run("queue", "--json").stdout)
+    assert (active["run_id"], active["place"]) == (run_id, "slurm/rig/gpu")
+    again = on.project.run("launch", *LONG, "--cluster", str(on.profile), code=3)
+    assert "is this very run and is running" in again.stderr
+    assert "is cancelled" in on.project.run("runs", "cancel", run_id).stdout
+
+    resumed = on.launch(*LONG, "--resume", run_id)
+    assert resumed["run_id"] == run_id
+    assert resumed["metadata"]["final_loss"] == pytest.approx(whole["final_loss"], abs=1e-4)
+    attempts = on.show(run_id)["attempt_list"]
+    assert len(attempts) == 2
+    assert attempts[1]["restored_from"] >= 40
+
+
+def test_a_managed_job_whose_allocation_is_cancelled(
+    on: Launches, slurm: SlurmRig, whole: dict[str, float]
+) -> None:
+    run_id = on.detach(*LONG, "--managed", "--force")
+    on.follow(run_id, "committed checkpoint 40 ")
+    slurm.scancel()
+    shown = on.finish(run_id)
+    assert (shown["status"], shown["preemptions"]) == ("SUCCEEDED", 1)
+    assert shown["attempt_list"][1]["restored_from"] >= 40
+    made = on.model(run_id)["metadata"]
+    assert made["final_loss"] == pytest.approx(whole["final_loss"], abs=1e-4)
+
+
+def test_launcher_api_server_and_store_go_away(
+    on: Launches, slurm: SlurmRig, whole: dict[str, float]
+) -> None:
+    """Each at a bad moment of one run: it is neither lost nor doubled."""
+    launcher = on.project.start("launch", *LONG, "--cluster", str(on.profile), "--force")
+    assert launcher.stderr
+    line = next(text for text in launcher.stderr if text.startswith("  run "))
+    run_id = line.split()[1]
+    assert until(lambda: slurm.squeue(), 300)
+    launcher.send_signal(signal.SIGKILL)
+    launcher.communicate()
+
+    on.follow(run_id, "committed checkpoint 20 ")
+    on.gate.down = True
+    time.sleep(5)  # an outage: nothing to wait for, the run must bear it
+    on.gate.down = False
+    on.follow(run_id, "committed checkpoint 60 ")
+    kill_api_server(slurm)
+    again = on.project.run("launch", *LONG, "--cluster", str(on.profile), code=3)
+    assert run_id in again.stderr
+
+    shown = on.finish(run_id)
+    assert shown["status"] == "SUCCEEDED"
+    assert len(shown["attempt_list"]) == 1
+    assert on.model(run_id)["metadata"]["final_loss"] == pytest.approx(whole["final_loss"], abs=1e-4)
+    assert "holds no node" in on.project.run("down", run_id).stdout
