@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from launcher import clusters, faults, inputs, runspec
-from launcher.config import files
+from launcher import clusters, cookbook, faults, inputs, runspec
+from launcher.artifacts.fields import resolve_art_fields
+from launcher.config import Composed, files
 from launcher.errors import UserError, did_you_mean, nearest
 from launcher.plan import compose, sized
 from launcher.project import Project
@@ -43,10 +45,10 @@ def check_project(project: Project) -> tuple[list[Problem], int]:
     for spec in specs:
         for path in files.configs(spec.config_dir):
             configs += 1
-            problems += _check_config(spec, path, composed)
+            problems += _check_config(spec, path, composed, project)
     problems += _check_edges(specs)
     for spec, name, fault in faults.of_families(composed):
-        problems.append(_as_problem(spec, fault, spec.config_dir / f"{name}.yaml", {}))
+        problems.append(_as_problem(spec, fault, spec.config_dir / f"{name}.yaml", None))
     profiles = sorted(project.clusters.glob("*.yaml"))
     for path in profiles:
         problems += _check_profile(path)
@@ -54,26 +56,37 @@ def check_project(project: Project) -> tuple[list[Problem], int]:
 
 
 def _check_config(
-    spec: runspec.Runspec, path: Path, composed: list[tuple[runspec.Runspec, str, Mapping[str, Any]]]
+    spec: runspec.Runspec,
+    path: Path,
+    composed: list[tuple[runspec.Runspec, str, Mapping[str, Any]]],
+    project: Project,
 ) -> list[Problem]:
     """Problems of one config, which is added to ``composed`` when it can be read."""
+    home = cookbook.root_of(spec.script_path, project)
     try:
-        found = compose(spec, str(path), [])
-        spec = sized(spec, found)
+        found = compose(spec, str(path), [], home, draft=home is not None)
+        if home:
+            cookbook.source_of(found, home)
+            # Its image and its inputs stand in the config, where they are looked at anyway.
+            read = cookbook.read(spec, found, home)
+            spec = replace(spec, resources=read.resources, sky=read.sky)
+            resolve_art_fields(found.values, dict.fromkeys(spec.sky.inputs), {})
+        else:
+            spec = sized(spec, found)
     except UserError as error:
         return [as_problem(error, path)]
     composed.append((spec, path.stem, found.values))
     gpus = spec.resources.gpus_per_node
     total = spec.resources.nodes * gpus if isinstance(gpus, int) else None
     faulty = faults.of_config(spec, found.values, total)
-    return [_as_problem(spec, fault, path, found.origin) for fault in faulty]
+    return [_as_problem(spec, fault, path, found) for fault in faulty]
 
 
-def _as_problem(spec: runspec.Runspec, fault: faults.Fault, path: Path, origin: Mapping[str, str]) -> Problem:
+def _as_problem(spec: runspec.Runspec, fault: faults.Fault, path: Path, composed: Composed | None) -> Problem:
     """The fault at the line of its key, in whichever file of the config that stands."""
-    file, _, line = origin.get(fault.key, "").rpartition(":")
+    file, _, line = ((composed.where(fault.key) if composed else None) or "").rpartition(":")
     if line.isdigit():
-        return Problem(spec.script_path.parent / file, int(line), str(fault))
+        return Problem(Path(file), int(line), str(fault))
     return Problem(path if fault.key else spec.script_path, 1, str(fault))
 
 

@@ -33,6 +33,8 @@ _PRIVATE = re.compile(r"^(/lustre|/home|/Users|/scratch|/gpfs|/mnt/[\w-]+/users|
 _PLACEHOLDER = re.compile(
     r"/path/to\b|^<[\w .-]+>$|\bCHANGE_?ME\b|\bYOUR[_-][A-Z_]+\b|\byour[_-](bucket|name|path|entity)\b"
 )
+# In a list, `<think>` is a word of a model's language.
+_TAG, _ITEM = re.compile(r"^<[a-z_]+>$"), re.compile(r"\.\d+$")
 _INPUT = re.compile(r"\$\{\s*art:\s*([\w-]+)|\$NEMO_SKY_INPUTS/([\w-]+)")
 _GEOMETRY = {
     "num_layers": "layers", "hidden_size": "hidden", "ffn_hidden_size": None,
@@ -140,7 +142,7 @@ def _of_texts(spec: Runspec, values: Mapping[str, Any]) -> Iterator[Fault]:
             yield Fault("internal-image", key, f"{value!r} is not public")
         elif _PRIVATE.search(value):
             yield Fault("private-path", key, f"{value!r} is a path of one machine")
-        elif _PLACEHOLDER.search(value):
+        elif _PLACEHOLDER.search(value) and not (_TAG.search(value) and _ITEM.search(key)):
             yield Fault("placeholder", key, f"{value!r} was meant to be filled in")
 
 

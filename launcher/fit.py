@@ -110,6 +110,7 @@ def divides(values: Mapping[str, Any], gpus: int) -> list[tuple[str, str]]:
     if found is None or gpus < 1:
         return []
     layout, section = found
+    gpus = _training(values, section, gpus)
     key = f"{section}.tensor_model_parallel_size"
     problems = []
     if gpus % layout.size:
@@ -128,6 +129,21 @@ def divides(values: Mapping[str, Any], gpus: int) -> list[tuple[str, str]]:
             message = f"{whole} is not a multiple of micro batch {micro} x {copies} copies of the model"
             problems.append(("train.global_batch_size", message))
     return problems
+
+
+def _training(values: Mapping[str, Any], section: str, gpus: int) -> int:
+    """The GPUs that train. A NeMo-RL config keeps nodes for generation that is not colocated, and for the
+    models of its NeMo Gym environments; on a single node they share its GPUs."""
+    base, found, _ = section.partition("policy.megatron_cfg")
+    if not found:
+        return gpus
+    per_node = get(values, f"{base}cluster.gpus_per_node")
+    generation = get(values, f"{base}policy.generation.colocated")
+    nodes = get(values, f"{base}env.nemo_gym.num_gpu_nodes") or 0
+    if isinstance(generation, Mapping) and generation.get("enabled") is False:
+        nodes += get(generation, "resources.num_nodes") or 0
+    kept = nodes * per_node if isinstance(nodes, int) and isinstance(per_node, int) else 0
+    return gpus - kept if kept < gpus else gpus
 
 
 def memory_gb(values: Mapping[str, Any], gpus: int) -> float | None:

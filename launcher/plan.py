@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launcher import clusters, config, fit, inputs, provenance, runspec, task
+from launcher import clusters, config, cookbook, fit, inputs, provenance, runspec, task
 from launcher.errors import UserError, did_you_mean
 from launcher.project import Project
 
@@ -28,7 +29,8 @@ class Request:
     """What a user asked for, as typed. ``first`` and ``last`` bound the stages of ``all``.
 
     ``retries`` is how often a failed job is begun again, ``preemptions`` how many it may suffer (None: any
-    number). ``secrets`` is a file of them.
+    number). ``secrets`` is a file of them. A ``draft`` is only looked at: it may lack values that a
+    launch needs.
     """
 
     family: str
@@ -49,6 +51,18 @@ class Request:
     force: bool = False
     detach: bool = False
     command: str = "nemo-sky launch"
+    draft: bool = False
+
+
+@dataclass(frozen=True)
+class Recipes:
+    """The stages under ``folders``, read once and when first asked for."""
+
+    folders: tuple[Path, ...]
+
+    @cached_property
+    def specs(self) -> list[runspec.Runspec]:
+        return runspec.discover(self.folders)[0]
 
 
 @dataclass(frozen=True)
@@ -56,6 +70,7 @@ class Plan:
     """What a launch of one stage would do. ``fingerprint`` is None while an input is not pinned.
 
     ``managed`` says why it is a managed job, which SkyPilot recovers by itself; None: it is none.
+    ``source`` is the repository of another cookbook's stage.
     """
 
     spec: runspec.Runspec
@@ -70,6 +85,8 @@ class Plan:
     job: dict[str, Any]
     script_args: tuple[str, ...]
     managed: str | None
+    source: cookbook.Source | None = None
+    recipes: Recipes = field(default=Recipes(()), repr=False)
 
     @property
     def name(self) -> str:
@@ -119,19 +136,20 @@ def plans(request: Request, project: Project, specs: Sequence[runspec.Runspec]) 
     """
     place = clusters.load(request.cluster, project.clusters)
     overrides = _by_stage(request, specs)
+    recipes = Recipes(project.recipes)
     result = []
     for spec in specs:
-        if problems := runspec.check(spec.script_path):
-            first = problems[0]
-            more = f" (and {len(problems) - 1} more: `nemo-sky check`)" if len(problems) > 1 else ""
-            raise UserError(f"{first.message}{more}", where=f"{project.show(first.file)}:{first.line}")
+        home = cookbook.root_of(spec.script_path, project)
+        if home is None:
+            _require_sound(spec, project)
         config_name = request.config or spec.config.default
-        composed = compose(spec, config_name, overrides[spec.name])
-        spec = sized(spec, composed)
+        composed = compose(spec, config_name, overrides[spec.name], home, draft=request.draft)
+        spec = cookbook.read(spec, composed, home) if home else sized(spec, composed)
+        source = cookbook.source_of(composed, home) if home else None
         profile = placed(spec, place, request)
         _require_divisible(spec, profile, request, composed)
         wanted = inputs.wanted(spec, composed.values, project.root)
-        result.append(_plan(spec, profile, config_name, composed, wanted, request, project))
+        result.append(_plan(spec, profile, config_name, composed, wanted, request, project, source, recipes))
     return result
 
 
@@ -163,20 +181,47 @@ def managed_because(spec: runspec.Runspec, profile: clusters.Profile, request: R
     return "--managed: SkyPilot watches over it" if request.managed else None
 
 
-def compose(spec: runspec.Runspec, name: str, overrides: Sequence[str]) -> config.Composed:
-    """A stage's config; ``${art:INPUT,FIELD}`` of its declared inputs stays as it is written.
+def _require_sound(spec: runspec.Runspec, project: Project) -> None:
+    """Raises UserError for what a strict reader finds in the script. Other cookbooks have no strict reader:
+    `nemo-sky check` tells of theirs."""
+    if problems := runspec.check(spec.script_path):
+        first = problems[0]
+        more = f" (and {len(problems) - 1} more: `nemo-sky check`)" if len(problems) > 1 else ""
+        raise UserError(f"{first.message}{more}", where=f"{project.show(first.file)}:{first.line}")
+
+
+def compose(
+    spec: runspec.Runspec,
+    name: str,
+    overrides: Sequence[str],
+    home: Path | None = None,
+    *,
+    draft: bool = False,
+) -> config.Composed:
+    """A stage's config; ``${art:INPUT,FIELD}`` of its declared inputs stays as it is written. ``home`` is the
+    repository of another cookbook's stage, which declares its inputs in the config.
 
     Raises UserError, with file:line, for what neither the config nor the recipe knows.
     """
 
     def keep(input_name: str, field: str) -> str:
-        if input_name not in spec.sky.inputs:
+        if home is None and input_name not in spec.sky.inputs:
             guess = did_you_mean(input_name, spec.sky.inputs)
             raise UserError(f"{spec.name} has no input {input_name!r}{guess}")
         return f"${{art:{input_name},{field}}}"
 
     known = [*spec.sky.config_keys, "run.env.*", *SIZE_KEYS, *(f"run.{name}" for name in spec.sky.inputs)]
-    return config.compose(spec.config_dir, name, overrides, known=known, resolver=keep)
+    return config.compose(
+        spec.config_dir,
+        name,
+        overrides,
+        known=[] if home else known,
+        resolver=keep,
+        stage_dir=spec.script_path.parent,
+        preset=cookbook.PRESET if home else None,
+        node_env=cookbook.NODE_ENV if home else None,
+        draft=draft,
+    )
 
 
 def sized(spec: runspec.Runspec, composed: config.Composed) -> runspec.Runspec:
@@ -191,16 +236,18 @@ def sized(spec: runspec.Runspec, composed: config.Composed) -> runspec.Runspec:
         value = section.get(key)
         if value is not None:
             if type(value) is not int or value < least:
-                place = composed.origin.get(f"run.{key}", "override")
                 raise UserError(
-                    f"run.{key} must be a whole number from {least}, not {value!r} ({place})",
-                    where=f"{composed.files[-1]}:1",
+                    f"run.{key} must be a whole number from {least}, not {value!r}",
+                    where=composed.where(f"run.{key}"),
                 )
             resources = replace(resources, **{key: value})
     if (kinds := section.get("accelerator")) is not None:
         kinds = [kinds] if isinstance(kinds, str) else kinds
         if not isinstance(kinds, list) or not all(isinstance(kind, str) for kind in kinds):
-            raise UserError("run.accelerator must be a GPU type or a list of them", where=None)
+            raise UserError(
+                "run.accelerator must be a GPU type or a list of them",
+                where=composed.where("run.accelerator"),
+            )
         sky = replace(sky, accelerator=tuple(kinds))
     return replace(spec, resources=resources, sky=sky)
 
@@ -213,10 +260,11 @@ def _require_divisible(
     if profile.backend == "local" or not shape.gpus_per_node:
         return  # as many as this machine has: the trainer itself says so
     for key, message in fit.divides(composed.values, shape.nodes * shape.gpus_per_node):
-        place = composed.origin.get(key, "")
-        file, _, line = place.rpartition(":")
-        where = f"{spec.script_path.parent / file}:{line}" if line.isdigit() else None
-        raise UserError(f"{key}: {message}", where=where, hint="change the degrees, --nodes or the profile")
+        raise UserError(
+            f"{key}: {message}",
+            where=composed.where(key),
+            hint="change the degrees, --nodes or the profile",
+        )
 
 
 def pin(plan: Plan, request: Request, project: Project, store: Store, made: Mapping[str, Manifest]) -> Plan:
@@ -225,7 +273,17 @@ def pin(plan: Plan, request: Request, project: Project, store: Store, made: Mapp
     Raises Refused, naming the nearest, when an artifact is absent.
     """
     pinned = inputs.pin(plan.inputs, store, project.tracking, made)
-    return _plan(plan.spec, plan.profile, plan.config_name, plan.composed, pinned, request, project)
+    return _plan(
+        plan.spec,
+        plan.profile,
+        plan.config_name,
+        plan.composed,
+        pinned,
+        request,
+        project,
+        plan.source,
+        plan.recipes,
+    )
 
 
 def awaited(drafts: Sequence[Plan]) -> list[list[str]]:
@@ -247,10 +305,11 @@ def to_task(
     recovery: dict[str, Any] = {"strategy": "FAILOVER"}
     if retries:
         recovery["max_restarts_on_errors"] = retries
+    script = plan.spec.script_path
     return task.build(
         plan.spec,
         plan.profile,
-        script=project.show(plan.spec.script_path),
+        script=str(script.relative_to(plan.source.root)) if plan.source else project.show(script),
         job_dir=job_dir,
         job_source=job_source,
         artifacts=plan.job["artifacts"],
@@ -259,6 +318,7 @@ def to_task(
         env=plan.env,
         script_args=plan.script_args,
         recovery=recovery if plan.managed else None,
+        source=plan.source,
     )
 
 
@@ -270,17 +330,20 @@ def _plan(
     wanted: Mapping[str, inputs.Input],
     request: Request,
     project: Project,
+    source: cookbook.Source | None,
+    recipes: Recipes,
 ) -> Plan:
     shape = task.shape_of(spec, profile, request.nodes)
     values, env = _job_values(composed, wanted)
+    if source:  # read() has made its `run` a part of the recipe
+        values, env = cookbook.script_values(values), cookbook.variables(values)
     pinned = all(item.manifest or item.path for item in wanted.values())
     image = task.image_of(spec, profile)
     fingerprint = None
     if pinned:
-        found, _ = runspec.discover(project.recipes)
         fingerprint = provenance.fingerprint(
             spec,
-            found,
+            recipes.specs,
             values=values,
             inputs={name: item.digest for name, item in wanted.items()},
             image=image,
@@ -317,6 +380,8 @@ def _plan(
         job=job,
         script_args=request.script_args,
         managed=managed_because(spec, profile, request),
+        source=source,
+        recipes=recipes,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -12,6 +12,10 @@ from launcher.errors import UserError, did_you_mean
 
 FILE_NAME = "nemo-sky.yaml"
 KEYS = ("recipes", "clusters", "artifacts", "tracking", "s3_endpoint")
+# What the root of a repository holds.
+MARKS = (".git", "pyproject.toml")
+# Folders at a repository's root that hold examples of stages at most.
+_NO_RECIPES = ("docs", "tests")
 
 
 @dataclass(frozen=True)
@@ -42,11 +46,31 @@ class Project:
         return str(path.relative_to(self.root)) if path.is_relative_to(self.root) else str(path)
 
 
-def find(start: Path | None = None) -> Project:
-    """The project that holds ``start`` (default: the current directory), searched upwards.
+def find(start: Path | None = None, recipes: Path | None = None) -> Project:
+    """The project that holds ``start`` (default: the current directory), searched upwards; with ``recipes``,
+    or ``$NEMO_SKY_RECIPES``, the stages of that folder or repository in place of its own.
 
     Raises UserError when there is none, or when its settings are wrong.
     """
+    found = _find(start)
+    named = recipes or os.environ.get("NEMO_SKY_RECIPES")
+    if not named:
+        return found
+    folder = Path(named).expanduser().resolve()
+    if not folder.is_dir():
+        raise UserError(f"--recipes {folder}: there is no such folder")
+    return replace(found, recipes=_stage_folders(folder, found.root))
+
+
+def _stage_folders(folder: Path, root: Path) -> tuple[Path, ...]:
+    """Where the stages of ``folder`` are: in itself, or for another repository in its folders of code."""
+    if folder == root or not any((folder / mark).exists() for mark in MARKS):
+        return (folder,)
+    inner = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return tuple(path for path in inner if path.name not in _NO_RECIPES)
+
+
+def _find(start: Path | None) -> Project:
     start = (start or Path.cwd()).resolve()
     if not start.is_dir():
         raise UserError(f"--project {start}: there is no such directory")
@@ -81,7 +105,11 @@ def read(root: Path) -> Project:
         raise UserError(f"recipes must be a list of folders, not {recipes!r}", where=file.where("recipes"))
     return Project(
         root=root,
-        recipes=tuple(root / item for item in recipes),
+        recipes=tuple(
+            inner
+            for item in recipes
+            for inner in _stage_folders(Path(os.path.normpath(root / Path(item).expanduser())), root)
+        ),
         clusters=root / text("clusters", "clusters"),
         artifacts=_store_root(root, text("artifacts", ".nemo-sky/artifacts", "NEMO_SKY_ARTIFACTS")),
         tracking=_tracking_uri(root, text("tracking", "sqlite:///.nemo-sky/mlflow.db", "NEMO_SKY_TRACKING")),

@@ -12,7 +12,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from launcher import config, runs, runspec, task
+from launcher import config, cookbook, runs, runspec, task
+from launcher.errors import UserError
 from launcher.plan import Plan, Request, plans, select, to_task
 from launcher.project import Project
 
@@ -43,8 +44,17 @@ def render(request: Request, project: Project) -> list[tuple[Plan, task.Task]]:
 
 
 def files(project: Project) -> dict[Path, str]:
-    """Every file of ``tasks/`` and its text, for all stages of all families on the default profile."""
+    """Every file of ``tasks/`` and its text, for all the project's own stages on the default profile.
+
+    Raises UserError when it has none: other cookbooks are not written there.
+    """
     found, _ = runspec.discover(project.recipes)
+    found = [spec for spec in found if cookbook.root_of(spec.script_path, project) is None]
+    if not found:
+        raise UserError(
+            "tasks/ is for the project's own stages, and there is none",
+            hint="without --recipes DIR; `nemo-sky render FAMILY STAGE` prints the task of any stage",
+        )
     result: dict[Path, str] = {}
     folder = project.root / "tasks"
     for family in sorted({spec.family for spec in found}):

@@ -15,12 +15,15 @@ from typing import Any
 import yaml
 
 from launcher.clusters import Profile
+from launcher.cookbook import Source
 from launcher.errors import UserError
 from launcher.runspec import Runspec
 
 # What the agent imports on a node, beside the standard library.
 AGENT_NEEDS = ("pyyaml>=6", "boto3>=1.40", "mlflow-skinny==3.17.2", "psutil>=7")
 VENV = "$HOME/.nemo-sky/venv"
+# The folder of other cookbooks' repositories in a node's home.
+COOKBOOKS = ".nemo-sky/cookbooks"
 
 Task = dict[str, Any]
 
@@ -55,6 +58,7 @@ def build(
     env: Mapping[str, str] | None = None,
     script_args: Sequence[str] = (),
     recovery: Mapping[str, Any] | None = None,
+    source: Source | None = None,
 ) -> Task:
     """The SkyPilot task of one stage.
 
@@ -62,7 +66,10 @@ def build(
     to the synced working directory; when ``job_source`` names a folder of the launcher's machine it is
     mounted at ``job_dir`` instead. ``artifacts`` is the store's root as a node sees it. ``run_id`` is None
     in a committed task: the node then takes SkyPilot's task id. ``recovery`` is SkyPilot's ``job_recovery``
-    of a managed job.
+    of a managed job. ``source`` is the repository of another cookbook's script, and ``script`` then is
+    relative to it.
+
+    Raises UserError when the place cannot run the stage.
     """
     shape = shape_of(spec, profile, nodes)
     envs = {
@@ -77,17 +84,20 @@ def build(
     task: Task = {"name": spec.name.replace("/", "-"), "workdir": "."}
     if shape.nodes != 1:
         task["num_nodes"] = shape.nodes
-    resources = _resources(spec, profile, shape)
+    resources = _resources(spec, profile, shape, source)
     if recovery:
         resources["job_recovery"] = dict(recovery)
     if resources:
         task["resources"] = resources
-    if job_source:
-        task["file_mounts"] = {job_dir: job_source}
+    mounts = {job_dir: job_source} if job_source else {}
+    if source and profile.backend != "local":
+        mounts[f"~/{COOKBOOKS}/{source.folder}"] = str(source.root)
+    if mounts:
+        task["file_mounts"] = mounts
     task["envs"] = {key: str(value) for key, value in envs.items()}
-    if setup := _setup(spec, profile):
+    if setup := _setup(spec, profile, source):
         task["setup"] = setup
-    task["run"] = _run(spec, profile, script, script_args)
+    task["run"] = _run(spec, profile, script, script_args, source)
     if profile.config:
         task["config"] = dict(profile.config)
     return task
@@ -103,7 +113,7 @@ def image_of(spec: Runspec, profile: Profile) -> str | None:
     return profile.image or (spec.image if profile.containers else None)
 
 
-def _resources(spec: Runspec, profile: Profile, shape: Shape) -> dict[str, Any]:
+def _resources(spec: Runspec, profile: Profile, shape: Shape, source: Source | None) -> dict[str, Any]:
     resources: dict[str, Any] = {}
     if profile.backend == "local":
         return resources
@@ -130,6 +140,13 @@ def _resources(spec: Runspec, profile: Profile, shape: Shape) -> dict[str, Any]:
     elif spec.sky.spot is not False and profile.spot_first:
         resources["ordered"] = [{"use_spot": True}, {"use_spot": False}]
     if image := image_of(spec, profile):
+        if image.startswith(("/", "~", ".")):
+            raise UserError(
+                f"{spec.name}: the image {image!r} is a file of one machine, which no other has",
+                where=str(spec.script_path),
+                hint="push it to a registry, and name it: `image: REGISTRY/NAME:TAG` in the profile"
+                + (", or run.env.container=REGISTRY/NAME:TAG" if source else ""),
+            )
         resources["image_id"] = image if ":" in image and image.startswith("docker:") else f"docker:{image}"
     disk = profile.disk_size or spec.sky.disk_gb
     if profile.disk_size and spec.sky.disk_gb:
@@ -148,8 +165,9 @@ def _resources(spec: Runspec, profile: Profile, shape: Shape) -> dict[str, Any]:
     return resources
 
 
-def _setup(spec: Runspec, profile: Profile) -> str:
-    """Shell lines that make a node ready: the profile's own, then the Python the stage needs."""
+def _setup(spec: Runspec, profile: Profile, source: Source | None) -> str:
+    """Shell lines that make a node ready: the profile's own, then the Python the stage needs, then what
+    another cookbook checks out over its image."""
     parts = [text.strip() for text in (profile.activate, profile.setup) if text.strip()]
     if _python(spec, profile) == "image":
         parts.append(f"python -m pip install --quiet {shlex.join(AGENT_NEEDS)}")
@@ -165,6 +183,19 @@ def _setup(spec: Runspec, profile: Profile) -> str:
             f'uv pip install --quiet --python "{VENV}/bin/python" {needs}',
             "flock -u 9",
         ]
+    for checkout in source.checkouts if source else ():
+        if image_of(spec, profile) is None:
+            raise UserError(
+                f"{spec.name} replaces {checkout.folder} of a container image, and nothing says of which",
+                where=str(spec.script_path),
+                hint="name it: `image: REGISTRY/NAME:TAG` in a profile with containers",
+            )
+        folder = shlex.quote(checkout.folder)
+        parts += [
+            f"rm -rf {folder}",
+            f"git clone --quiet {shlex.quote(checkout.url)} {folder}",
+            f"git -C {folder} checkout --quiet {shlex.quote(checkout.ref)}",
+        ]
     return "".join(f"{part}\n" for part in (["set -e", *parts] if parts else []))
 
 
@@ -175,7 +206,9 @@ def _python(spec: Runspec, profile: Profile) -> str:
     return profile.python
 
 
-def _run(spec: Runspec, profile: Profile, script: str, script_args: Sequence[str]) -> str:
+def _run(
+    spec: Runspec, profile: Profile, script: str, script_args: Sequence[str], source: Source | None
+) -> str:
     lines = [
         "set -e",
         *profile.activate.strip().splitlines(),
@@ -189,12 +222,23 @@ def _run(spec: Runspec, profile: Profile, script: str, script_args: Sequence[str
     ]
     if _python(spec, profile) == "venv":
         lines.append(f'source "{VENV}/bin/activate"')
-    if spec.run.workdir:
+    if source:
+        folder = (
+            shlex.quote(str(source.root))
+            if profile.backend == "local"
+            else f'"$HOME/{COOKBOOKS}/{source.folder}"'
+        )
+        lines.append(f"export NEMO_SKY_CODE={folder}")
+        lines.append('export PYTHONPATH="$PYTHONPATH:$NEMO_SKY_CODE/src:$NEMO_SKY_CODE"')
+    if source or spec.run.workdir:
         lines.append('case "$NEMO_SKY_JOB" in /*) ;; *) NEMO_SKY_JOB="$PWD/$NEMO_SKY_JOB" ;; esac')
-        lines.append(f'code="$PWD"; cd {shlex.quote(spec.run.workdir)}')
+        code = "$NEMO_SKY_CODE" if source else "$PWD"
+        workdir = shlex.quote(spec.run.workdir) if spec.run.workdir else '"$code"'
+        lines.append(f'code="{code}"; cd {workdir}')
         script = f'"$code"/{shlex.quote(script)}'
     else:
         script = shlex.quote(script)
+    lines += source.commands if source else ()
     # Plain replacement: any other brace in a recipe's command is its own.
     command = spec.run.cmd.strip().replace("{script}", script).replace("{config}", '"$NEMO_SKY_CONFIG"')
     command = " ".join([command, *map(shlex.quote, script_args)])

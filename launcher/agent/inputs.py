@@ -89,18 +89,13 @@ def script_config(job: Job, node: Node, inputs: list[Input]) -> dict[str, Any]:
         {item.name: str(node.inputs / item.name) for item in inputs},
         final=True,
     )
-    # The longest first: $NEMO_SKY_WORK must not eat the beginning of a longer name.
-    tokens = sorted(node.variables().items(), key=lambda pair: -len(pair[0]))
 
     def fill(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: fill(item) for key, item in value.items()}
         if isinstance(value, list):
             return [fill(item) for item in value]
-        if isinstance(value, str):
-            for name, text in tokens:
-                value = value.replace(f"${name}", text)
-        return value
+        return node.fill(value) if isinstance(value, str) else value
 
     result: dict[str, Any] = fill(filled)
     return result

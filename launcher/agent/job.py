@@ -59,6 +59,7 @@ class Node:
     work: Path
     config: Path
     place: Mapping[str, Any]
+    code: Path | None = None  # the repository of another cookbook's script
 
     @property
     def inputs(self) -> Path:
@@ -90,7 +91,15 @@ class Node:
             "NEMO_SKY_OUTPUT": str(self.output),
             "NEMO_SKY_METRICS": str(self.metrics),
             "NEMO_SKY_METADATA": str(self.metadata),
+            **({"NEMO_SKY_CODE": str(self.code)} if self.code else {}),
         }
+
+    def fill(self, text: str) -> str:
+        """``text`` with every ``$NEMO_SKY_*`` of this node replaced."""
+        # The longest first: $NEMO_SKY_WORK must not eat the beginning of a longer name.
+        for name, value in sorted(self.variables().items(), key=lambda pair: -len(pair[0])):
+            text = text.replace(f"${name}", value)
+        return text
 
 
 def read_job(folder: Path) -> Job:
@@ -150,6 +159,7 @@ def read_node(run_id: str) -> Node:
         work=work,
         config=Path(env.get("NEMO_SKY_CONFIG") or work / "config.yaml").absolute(),
         place={**known, "nodes": count, "instance": cluster.get("instance_type")},
+        code=Path(env["NEMO_SKY_CODE"]) if env.get("NEMO_SKY_CODE") else None,
     )
 
 

@@ -250,7 +250,8 @@ def prepare(
 def in_cluster(order: Order, attempt: Attempt) -> Iterator[tuple[RayNode | None, dict[str, str]]]:
     """The command's environment; with ``--ray``, inside a cluster of which this node is a part."""
     own = {"NEMO_SKY_RUN_ID": order.job.run_id, "NEMO_SKY_ATTEMPT": str(attempt.number)}
-    env = {**os.environ, **order.node.variables(), **own}
+    given = {name: order.node.fill(text) for name, text in os.environ.items()}
+    env = {**given, **order.node.variables(), **own}
     if not order.ray:
         yield None, env
         return

@@ -37,6 +37,14 @@ ProjectOption = Annotated[
     Path | None,
     typer.Option("--project", metavar="DIR", help="The project's folder; default: found from here upwards."),
 ]
+RecipesOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--recipes",
+        metavar="DIR",
+        help="Another cookbook: its folder of recipes, or a checkout of its repository.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 CloudOption = Annotated[
     str | None,
@@ -86,11 +94,12 @@ class Context:
     argv: Sequence[str]
     script_args: tuple[str, ...]
     project_dir: Path | None = field(default=None)
+    recipes_dir: Path | None = field(default=None)
 
     def project(self, named: Path | None) -> Project:
         from launcher import project
 
-        return project.find(named or self.project_dir)
+        return project.find(named or self.project_dir, self.recipes_dir)
 
     def no_script_args(self) -> None:
         if self.script_args:

@@ -39,7 +39,9 @@ def show(
     known.no_script_args()
     name = stage_name(stage)
     found = known.project(project)
-    request = Request(name.family, name.stage, cluster="local", config=config, overrides=name.overrides)
+    request = Request(
+        name.family, name.stage, cluster="local", config=config, overrides=name.overrides, draft=True
+    )
     for plan in plans(request, found, select(request, found)):
         composed = rows(plan.composed)
         if json:

@@ -25,7 +25,7 @@ from launcher.cli import (
     simulate,
     version,
 )
-from launcher.cli.common import Context, ProjectOption
+from launcher.cli.common import Context, ProjectOption, RecipesOption
 from launcher.errors import UserError
 
 app = typer.Typer(
@@ -53,10 +53,11 @@ app.command("version")(version.version)
 
 
 @app.callback()
-def root(context: typer.Context, project: ProjectOption = None) -> None:
+def root(context: typer.Context, project: ProjectOption = None, recipes_dir: RecipesOption = None) -> None:
     """From a recipe to a trained, tracked model in one command: on a laptop, any cloud, or Slurm."""
     found: Context = context.obj
     found.project_dir = project
+    found.recipes_dir = recipes_dir
 
 
 def main(argv: list[str] | None = None) -> None:

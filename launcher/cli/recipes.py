@@ -25,7 +25,8 @@ def list_(context: typer.Context, project: ProjectOption = None, json: JsonOptio
 
     known: Context = context.obj
     known.no_script_args()
-    specs, problems = runspec.discover(known.project(project).recipes)
+    folders = known.project(project).recipes
+    specs, problems = runspec.discover(folders)
     families = sorted({spec.family for spec in specs})
     ordered = [s for family in families for s in inputs.order([s for s in specs if s.family == family])]
     for problem in problems:
@@ -45,7 +46,8 @@ def list_(context: typer.Context, project: ProjectOption = None, json: JsonOptio
         for spec in ordered
     ]
     columns = ("family", "stage", "launch", "nodes x GPUs", "from", "makes")
-    print_table(columns, rows, empty="no recipes: scripts with a [tool.runspec] block are found in recipes/")
+    where = ", ".join(map(str, folders))
+    print_table(columns, rows, empty=f"no recipes: there is no script with a [tool.runspec] block in {where}")
 
 
 @app.command("show")

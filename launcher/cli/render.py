@@ -74,6 +74,7 @@ def render(
         overrides=name.overrides,
         script_args=known.script_args,
         nodes=nodes,
+        draft=True,
     )
     tasks = [built for _, built in library.render(request, found)]
     if json:

@@ -7,7 +7,7 @@ config/default.yaml <- its ``defaults`` first, then its own keys
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,13 @@ class Composed:
     values: dict[str, Any]
     origin: dict[str, str] = field(repr=False)
     files: tuple[Path, ...]
+    _places: dict[str, str | None] = field(default_factory=dict, repr=False)
+
+    def where(self, key: str) -> str | None:
+        """``file:line`` of a dotted key or of its nearest ancestor; None when an override set it."""
+        while key and key not in self._places:
+            key = key.rpartition(".")[0]
+        return self._places.get(key)
 
 
 def compose(
@@ -43,32 +50,41 @@ def compose(
     *,
     known: Sequence[str] = (),
     resolver: ArtResolver | None = None,
+    stage_dir: Path | None = None,
+    preset: Mapping[str, Any] | None = None,
+    node_env: Mapping[str, str | None] | None = None,
+    draft: bool = False,
 ) -> Composed:
     """Compose the configuration ``name`` of ``config_dir``, or the file when ``name`` is a path.
 
     ``key=value`` may change what the files hold and what a glob of ``known`` matches; any other key needs
     ``+``. Where ``known`` has keys of the section ``run`` (``run.data``, ``run.env.*``), files may hold no
     others there. ``${art:INPUT,FIELD}`` becomes ``resolver(INPUT, FIELD)``, and stays as it is without one;
-    FIELD is ``path`` unless given.
+    FIELD is ``path`` unless given. Origins are shown relative to ``stage_dir``, by default the folder above
+    ``config_dir``. ``preset`` holds values that the files may change. For ``node_env`` and ``draft`` see
+    :func:`launcher.config.resolve.resolve`.
 
     Raises UserError, with file:line where there is one, for anything wrong; and what ``resolver`` raises.
     """
     tree = Tree()
+    for path, value in leaves(preset or {}):
+        tree.put(path, value, Mark("nemo-sky", None))
+    stage_dir = (stage_dir or config_dir.resolve().parent).resolve()
     sources = layers(locate(name, config_dir))
     for source in sources:
-        tree.merge(source, _shown(source.path, config_dir))
+        tree.merge(source, _shown(source.path, stage_dir))
         _check_run(source, known)
     for text in overrides:
         _apply(tree, parse_override(text), known)
-    values = resolve(tree, resolver)
+    values = resolve(tree, resolver, node_env=node_env, draft=draft)
     origin = {".".join(path): tree.origin(path).shown for path, _ in leaves(values)}
-    return Composed(values, origin, tuple(dict.fromkeys(source.path for source in sources)))
+    places = {".".join(path): mark.where for path, mark in tree.marks.items()}
+    return Composed(values, origin, tuple(dict.fromkeys(source.path for source in sources)), places)
 
 
-def _shown(path: Path, config_dir: Path) -> str:
-    stage = config_dir.resolve().parent
+def _shown(path: Path, stage_dir: Path) -> str:
     path = path.resolve()
-    return str(path.relative_to(stage)) if path.is_relative_to(stage) else str(path)
+    return str(path.relative_to(stage_dir)) if path.is_relative_to(stage_dir) else str(path)
 
 
 def _check_run(source: Source, known: Sequence[str]) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from launcher.config.files import KeyPath, dotted_keys
@@ -21,22 +25,40 @@ NODE_PATHS = {
     "inputs": "$NEMO_SKY_INPUTS",
     "work": "$NEMO_SKY_WORK",
 }
-NAMES = ("art", "node", "oc.env", "oc.select", "oc.decode", "oc.create", "oc.dict.keys", "oc.dict.values")
+# `mul`, `manifest` and `auto_mount` are Nemotron's: its cookbook's configs use them.
+NAMES = (
+    "art", "node", "mul", "manifest", "auto_mount",
+    "oc.env", "oc.select", "oc.decode", "oc.create", "oc.dict.keys", "oc.dict.values",
+)  # fmt: skip
 MISSING = "???"
 _ENV = re.compile(r"\$\{\s*oc\.env:\s*(\w+)")
+_PLAIN = re.compile(r"[\w./:@+$-]+")
 SECRET_WORDS = {"KEY", "APIKEY", "TOKEN", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL", "CREDENTIALS"}
 
 # OmegaConf keeps its resolvers in one table per process: one composition at a time may change it.
 _lock = threading.Lock()
 
 
-def resolve(tree: Tree, art: ArtResolver | None) -> dict[str, Any]:
+def resolve(
+    tree: Tree,
+    art: ArtResolver | None,
+    *,
+    node_env: Mapping[str, str | None] | None = None,
+    draft: bool = False,
+) -> dict[str, Any]:
     """The tree's values with every interpolation filled in, in place.
 
-    Raises UserError for one that cannot be, for a value left at ``???``, and whatever ``art`` raises, with
-    the place of the interpolation.
+    ``node_env`` is for scripts that fill in ``${oc.env:NAME}`` on the node themselves: it names variables
+    whose value is another one there, with the text that stands for it, or None where nothing does. Secrets
+    then stay as they are written, for the script. A ``draft`` may lack what only a launch needs: variables
+    that are not set and values left at ``???`` stay as they are written too.
+
+    Raises UserError for what cannot be filled in, and whatever ``art`` raises, with the place of the
+    interpolation.
     """
     texts = {path: text for path, text in _texts(tree.values, ()) if "${" in text or text == MISSING}
+    if draft:
+        texts = {path: text for path, text in texts.items() if text != MISSING}
     for path, text in texts.items():
         if text == MISSING:
             key = ".".join(path)
@@ -45,16 +67,17 @@ def resolve(tree: Tree, art: ArtResolver | None) -> dict[str, Any]:
                 where=tree.mark(path).where,
                 hint=f"give it one: {key}=VALUE",
             )
-        _refuse_secret(path, text, tree)
+        if node_env is None:
+            _refuse_secret(path, text, tree)
     if not texts:
         return tree.values
 
     from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
+    from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
     filled: dict[KeyPath, Any] = {}
     failures: dict[KeyPath, UserError] = {}
-    with _resolvers(art) as raised:
+    with _resolvers(art, node_env, draft) as raised:
         try:
             config = OmegaConf.create(tree.values)
         except OmegaConfBaseException:
@@ -67,6 +90,8 @@ def resolve(tree: Tree, art: ArtResolver | None) -> dict[str, Any]:
                 plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
                 filled[path] = plain
             except OmegaConfBaseException as error:
+                if draft and isinstance(error, InterpolationToMissingValueError):
+                    continue
                 failures[path] = raised.pop() if raised else _explain(text, str(error), tree)
     if failures:
         raise _placed(_culprit(failures, texts), failures, tree)
@@ -79,12 +104,16 @@ def resolve(tree: Tree, art: ArtResolver | None) -> dict[str, Any]:
 def _refuse_secret(path: KeyPath, text: str, tree: Tree) -> None:
     """A composed config is written to disk and shown in MLflow; a secret must be in neither."""
     for name in _ENV.findall(text):
-        if SECRET_WORDS & set(name.upper().split("_")):
+        if _is_secret(name):
             raise UserError(
                 f"{'.'.join(path)} would write the secret ${name} into the job's files",
                 where=tree.mark(path).where,
                 hint=f"read {name} from the environment in the script",
             )
+
+
+def _is_secret(name: str) -> bool:
+    return bool(SECRET_WORDS & set(name.upper().split("_")))
 
 
 def _texts(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
@@ -96,38 +125,118 @@ def _texts(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
 
 
 @contextmanager
-def _resolvers(art: ArtResolver | None) -> Iterator[list[UserError]]:
-    """``art`` and ``node`` are known inside and forgotten after; yields what ``art`` raises."""
+def _resolvers(
+    art: ArtResolver | None, node_env: Mapping[str, str | None] | None, draft: bool
+) -> Iterator[list[UserError]]:
+    """Our resolvers are known inside and forgotten after; yields what they raise."""
     from omegaconf import OmegaConf
     from omegaconf.basecontainer import BaseContainer
 
     raised: list[UserError] = []
 
     def fill_art(name: object, field: object = "path") -> object:
-        if art is None:
-            return f"${{art:{name},{field}}}"
-        try:
-            return art(str(name), str(field))
-        except UserError as error:
-            raised.append(error)
-            raise
+        return art(str(name), str(field)) if art else _written("art", name, field)
 
-    def fill_node(name: object) -> str:
-        if name in NODE_PATHS:
-            return NODE_PATHS[str(name)]
-        guess = did_you_mean(str(name), NODE_PATHS) or f"; there are: {', '.join(NODE_PATHS)}"
-        raised.append(UserError(f"the node has no folder {name!r}{guess}"))
-        raise raised[-1]
+    def fill_env(name: object, *default: object) -> object:
+        return _variable(str(name), default, node_env, draft)
 
-    with _lock:
+    def told(fill: Callable[..., object]) -> Callable[..., object]:
+        """OmegaConf keeps only an error's text: the error itself is kept here."""
+
+        def filled(*words: object) -> object:
+            try:
+                return fill(*words)
+            except UserError as error:
+                raised.append(error)
+                raise
+
+        return filled
+
+    ours: dict[str, Callable[..., object]] = {
+        "art": fill_art,
+        "node": _node_path,
+        "mul": _product,
+        "manifest": _of_manifest,
+        "auto_mount": lambda *words: _written("auto_mount", *words),
+        "oc.env": fill_env,
+    }
+    with _lock, warnings.catch_warnings():
+        # `${oc.env:NAME,}` is an empty default, and OmegaConf reads it as one, with a warning.
+        warnings.filterwarnings("ignore", "In the sequence", UserWarning)
         before = BaseContainer._resolvers
         BaseContainer._resolvers = dict(before)
         try:
-            OmegaConf.register_resolver("art", fill_art, replace=True, annotation_validation="off")
-            OmegaConf.register_resolver("node", fill_node, replace=True, annotation_validation="off")
+            for name, fill in ours.items():
+                OmegaConf.register_resolver(name, told(fill), replace=True, annotation_validation="off")
             yield raised
         finally:
             BaseContainer._resolvers = before
+
+
+def _written(name: str, *words: object) -> str:
+    """An interpolation as text again, for somebody else to fill in."""
+    texts = ["null" if word is None else str(word) for word in words]
+    # The first word is a name or an address, and never needs quotes.
+    rest = [text if _PLAIN.fullmatch(text) or "${" in text else f"'{text}'" for text in texts[1:]]
+    return f"${{{name}:{','.join([*texts[:1], *rest])}}}"
+
+
+def _is_open(value: object) -> bool:
+    """Whether a value is known on the node only, or not yet."""
+    return isinstance(value, str) and ("${" in value or "$NEMO_SKY_" in value or value == MISSING)
+
+
+def _variable(
+    name: str, default: tuple[object, ...], node_env: Mapping[str, str | None] | None, draft: bool
+) -> object:
+    """``${oc.env:NAME,DEFAULT}``, with the rules of :func:`resolve`."""
+    there = node_env or {}
+    secret = _is_secret(name)
+    if (text := there.get(name)) is not None:
+        return text
+    if name not in there and not secret and name in os.environ:
+        return os.environ[name]
+    if default and not secret:
+        return None if default[0] is None else str(default[0])
+    if name in there or secret or draft:
+        return _written("oc.env", name, *default)
+    raise UserError(
+        f"environment variable {name} is not set",
+        hint=f"export {name}=..., or give a default: ${{oc.env:{name},DEFAULT}}",
+    )
+
+
+def _node_path(name: object) -> str:
+    if name in NODE_PATHS:
+        return NODE_PATHS[str(name)]
+    guess = did_you_mean(str(name), NODE_PATHS) or f"; there are: {', '.join(NODE_PATHS)}"
+    raise UserError(f"the node has no folder {name!r}{guess}")
+
+
+def _product(*factors: object) -> object:
+    """``${mul:A,B}``."""
+    if any(map(_is_open, factors)):
+        return _written("mul", *factors)
+    if len(factors) != 2 or not all(type(factor) in (int, float) for factor in factors):
+        raise UserError(f"mul takes two numbers, not {', '.join(map(repr, factors))}")
+    return factors[0] * factors[1]  # type: ignore[operator]
+
+
+def _of_manifest(folder: object, key: object) -> object:
+    """``${manifest:FOLDER,KEY}``: the text of a key of FOLDER/manifest.json, which data preparation wrote."""
+    if _is_open(folder):
+        return _written("manifest", folder, key)
+    path = Path(str(folder)) / "manifest.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}", hint="prepare the data first") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON: {error}") from None
+    if not isinstance(values, dict) or key not in values:
+        known = values if isinstance(values, dict) else ()
+        raise UserError(f"{path} has no key {key!r}{did_you_mean(str(key), known)}")
+    return str(values[key])
 
 
 def _culprit(failures: Mapping[KeyPath, UserError], texts: Mapping[KeyPath, str]) -> KeyPath:
@@ -167,12 +276,6 @@ def _ill_formed(texts: Mapping[KeyPath, str], tree: Tree) -> UserError:
 def _explain(text: str, message: str, tree: Tree) -> UserError:
     """OmegaConf's message in words that say what to do."""
     message = message.splitlines()[0]
-    if found := re.search(r"Environment variable '(.+?)' not found", message):
-        name = found[1]
-        return UserError(
-            f"environment variable {name} is not set",
-            hint=f"export {name}=..., or give a default: ${{oc.env:{name},DEFAULT}}",
-        )
     if found := re.search(r"Interpolation key '(.+?)' not found", message):
         return UserError(
             f"{text!r}: there is no key {found[1]!r}{did_you_mean(found[1], dotted_keys(tree.values))}"
