@@ -21,11 +21,10 @@ LONG = (*SHORT, "train.steps=200", "train.save_interval=20", "train.eval_interva
 
 @dataclass(frozen=True)
 class Launches:
-    """A project that launches on a rig by its ``profile``; ``gate`` stands before its store."""
+    """A project that launches on a rig by its ``profile``."""
 
     project: Project
     profile: Path
-    gate: Gate
 
     def launch(self, *words: str, code: int = 0) -> dict[str, Any]:
         """Launch to the end; the outcome, with what the launch said under ``said``."""
@@ -78,8 +77,9 @@ ENDS = ("SUCCEEDED", "FAILED", "CANCELLED", "INTERRUPTED", "LOST")
 
 
 @contextmanager
-def launching(home: SkyHome, profile: Path, root: Path) -> Iterator[Launches]:
-    """A fresh project at ``root`` with an empty bucket, for launches with SkyPilot's ``home``."""
+def launching(home: SkyHome, profile: Path, root: Path) -> Iterator[tuple[Launches, Gate]]:
+    """A fresh project at ``root`` with an empty bucket, for launches with SkyPilot's ``home``; and the gate
+    before that bucket."""
     with serve("fake-bucket") as (endpoint, gate):
         env = {
             **home.own,
@@ -87,4 +87,4 @@ def launching(home: SkyHome, profile: Path, root: Path) -> Iterator[Launches]:
             "NEMO_SKY_ARTIFACTS": f"s3://fake-bucket/{root.parent.name}",
             "AWS_ENDPOINT_URL": endpoint,
         }
-        yield Launches(make_project(root, **env), profile, gate)
+        yield Launches(make_project(root, **env), profile), gate

@@ -10,16 +10,22 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
+from tests.e2e.s3 import Gate
 from tests.rig import until
 from tests.rigs.launching import LONG, SHORT, Launches, launching
 from tests.rigs.slurm import SlurmRig
 
 
 @pytest.fixture(scope="module")
-def on(slurm: SlurmRig, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launches]:
+def gated(slurm: SlurmRig, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Launches, Gate]]:
     root = tmp_path_factory.mktemp("on-slurm") / "project"
     with launching(slurm.home, slurm.profile, root) as launches:
         yield launches
+
+
+@pytest.fixture(scope="module")
+def on(gated: tuple[Launches, Gate]) -> Launches:
+    return gated[0]
 
 
 @pytest.fixture(autouse=True)
@@ -106,9 +112,10 @@ def test_a_managed_job_whose_allocation_is_cancelled(
 
 
 def test_launcher_api_server_and_store_go_away(
-    on: Launches, slurm: SlurmRig, whole: dict[str, float]
+    gated: tuple[Launches, Gate], slurm: SlurmRig, whole: dict[str, float]
 ) -> None:
     """Each at a bad moment of one run: it is neither lost nor doubled."""
+    on, gate = gated
     launcher = on.project.start("launch", *LONG, "--cluster", str(on.profile), "--force")
     assert launcher.stderr
     line = next(text for text in launcher.stderr if text.startswith("  run "))
@@ -118,9 +125,9 @@ def test_launcher_api_server_and_store_go_away(
     launcher.communicate()
 
     on.follow(run_id, "committed checkpoint 20 ")
-    on.gate.down = True
+    gate.down = True
     time.sleep(5)  # an outage: nothing to wait for, the run must bear it
-    on.gate.down = False
+    gate.down = False
     on.follow(run_id, "committed checkpoint 60 ")
     kill_api_server(slurm)
     again = on.project.run("launch", *LONG, "--cluster", str(on.profile), code=3)

@@ -4,7 +4,7 @@
 
 The process reads FOLDER/cloud.json, serves the AWS API on the bridge's gateway address, and boots or kills a
 machine whenever an instance's state says so. It writes FOLDER/ready once it serves. The machines die with it.
-Under ``/nemo-sky-rig/`` it takes the test's orders, which no AWS has: preempt, capacity, hold.
+Under ``/nemo-sky-rig/`` it takes the test's orders, which no AWS has: preempt, capacity, hold, silence.
 """
 
 from __future__ import annotations
@@ -69,6 +69,19 @@ class Cloud:
         self._ends: dict[str, float] = {}  # instance id -> when it is preempted, epoch seconds
         self._full: set[str] = set()  # zones without capacity
         self._failed: dict[str, str] = {}
+        self._held: str | None = None  # part of the S3 keys whose PUT is held back
+        self._reached = False
+        self._silent = False  # S3 answers nobody
+
+    def lets_pass(self, method: str, path: str) -> bool:
+        """Whether S3 is to see a request. One that is held back waits here until the order is withdrawn."""
+        word = self._held
+        if word and method == "PUT" and word in path:
+            self._reached = True
+            while self._held == word:
+                time.sleep(POLL_S)
+            return False
+        return not self._silent
 
     def no_capacity(self, zone: str) -> bool:
         return zone in self._full
@@ -86,6 +99,14 @@ class Cloud:
             return machine is not None
         if name == "capacity":
             (self._full.discard if wanted["ok"] else self._full.add)(wanted["zone"])
+            return True
+        if name == "hold":
+            self._held, self._reached = wanted["word"], False
+            return True
+        if name == "reached":
+            return self._reached
+        if name == "silence":
+            self._silent = bool(wanted["silent"])
             return True
         if name == "instances":
             return [self._describe(instance) for instance in _instances()]
@@ -156,7 +177,7 @@ _CLUSTER = "skypilot-cluster-name"
 
 
 class Door:
-    """A WSGI application before moto's: orders, capacity."""
+    """A WSGI application before moto's: orders, capacity, requests to S3 held back."""
 
     def __init__(self, moto: Callable[[dict[str, Any], Start], Iterable[bytes]], cloud: Cloud) -> None:
         self._moto = moto
@@ -174,6 +195,8 @@ class Door:
             if zone and self._cloud.no_capacity(zone):
                 return _reply(start, "500 Internal Server Error", "text/xml", _NO_CAPACITY.format(zone=zone))
             environ["wsgi.input"] = BytesIO(body)
+        elif not self._cloud.lets_pass(environ["REQUEST_METHOD"], path):
+            return _reply(start, "503 Slow Down", "text/xml", "")
         return self._moto(environ, start)
 
     def _body(self, environ: dict[str, Any]) -> bytes:

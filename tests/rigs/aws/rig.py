@@ -90,6 +90,18 @@ class AwsRig:
         """Whether RunInstances in ``zone`` succeeds or answers InsufficientInstanceCapacity."""
         self._order("capacity", zone=zone, ok=ok)
 
+    def hold(self, word: str | None) -> None:
+        """Hold back every PUT of an S3 key that contains ``word``; None lets go, and what waited fails."""
+        self._order("hold", word=word)
+
+    def reached(self) -> bool:
+        """Whether a request is, or was, held back since the last ``hold``."""
+        return bool(self._order("reached"))
+
+    def silence(self, silent: bool) -> None:
+        """While ``silent``, S3 answers every request with 503."""
+        self._order("silence", silent=silent)
+
     def _order(self, name: str, **wanted: object) -> Any:
         request = urllib.request.Request(f"{self.s3_endpoint}{ORDERS}{name}", json.dumps(wanted).encode())
         with urllib.request.urlopen(request, timeout=30) as answer:

@@ -1,0 +1,91 @@
+"""`nemo-sky launch` on the emulated AWS through SkyPilot's real provisioner, its store on the same S3."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.e2e.conftest import make_project
+from tests.rig import until
+from tests.rigs.aws.rig import AwsRig, Instance
+from tests.rigs.launching import LONG, SHORT, Launches
+
+
+@pytest.fixture(scope="module")
+def on(aws: AwsRig, tmp_path_factory: pytest.TempPathFactory) -> Launches:
+    root = tmp_path_factory.mktemp("on-aws") / "project"
+    env = {**dict(aws.env), "NEMO_SKY_ARTIFACTS": f"s3://{aws.bucket}/{root.parent.name}"}
+    return Launches(make_project(root, **env), aws.profile)
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays(aws: AwsRig) -> Iterator[None]:
+    yield
+    assert until(lambda: not aws.instances(), 120), "an instance was left running"
+
+
+@pytest.fixture(scope="module")
+def whole(on: Launches) -> dict[str, float]:
+    """The long run that nothing interrupted, on this machine."""
+    done = on.project.run("launch", *LONG, "--cloud", "local", "--json")
+    metadata: dict[str, float] = json.loads(done.stdout)[0]["metadata"]
+    return metadata
+
+
+def test_on_demand_one_instance_and_two(on: Launches) -> None:
+    one = on.launch(*SHORT, "--on-demand")
+    two = on.launch(*SHORT, "--nodes", "2", "--force")
+    assert two["metadata"]["final_loss"] == pytest.approx(one["metadata"]["final_loss"], abs=1e-3)
+    shown = on.show(two["run_id"])
+    assert shown["place"].startswith("aws/us-")
+    assert shown["price_per_hour"] > 0
+    made = on.model(two["run_id"])
+    assert (made["producer"]["place"]["cloud"], made["producer"]["place"]["nodes"]) == ("AWS", 2)
+
+
+def test_three_preemptions_one_of_them_during_an_upload(
+    on: Launches, aws: AwsRig, whole: dict[str, float]
+) -> None:
+    run_id = on.detach(*LONG, "--spot", "--force")
+    on.follow(run_id, "committed checkpoint 20 ")
+    take_away(aws, notice=False)
+    aws.hold("iter_0000080/.nemo-sky/")
+    assert until(aws.reached, 400)
+    take_away(aws, notice=False)
+    aws.hold(None)
+    on.follow(run_id, "committed checkpoint 120 ")
+    take_away(aws, notice=True)
+
+    shown = on.finish(run_id, 600)
+    assert (shown["status"], shown["preemptions"]) == ("SUCCEEDED", 3)
+    restored = [attempt["restored_from"] for attempt in shown["attempt_list"]]
+    assert restored[0] is None
+    assert 20 <= restored[1] < restored[2] < 80, "the half-uploaded step 80 is not used"
+    assert restored[3] >= 120
+    made = on.model(run_id)
+    assert made["metadata"]["final_loss"] == pytest.approx(whole["final_loss"], abs=1e-4)
+    up = json.loads(on.project.run("lineage", "up", made["uri"], "--json").stdout)
+    assert up["uri"] == made["uri"]
+
+
+def take_away(aws: AwsRig, *, notice: bool) -> Instance:
+    """Preempt the one instance that runs, and return when it is gone."""
+    (victim,) = aws.instances()
+    aws.preempt(victim.id, notice=notice)
+    assert until(lambda: victim.id not in {item.id for item in aws.instances()}, 60)
+    return victim
+
+
+def test_no_store_for_a_while(on: Launches, aws: AwsRig, whole: dict[str, float]) -> None:
+    run_id = on.detach(*LONG, "--force")
+    on.follow(run_id, "committed checkpoint 20 ")
+    aws.silence(True)
+    time.sleep(5)  # the outage itself; the run must bear it
+    aws.silence(False)
+    shown = on.finish(run_id)
+    assert (shown["status"], len(shown["attempt_list"])) == ("SUCCEEDED", 1)
+    assert on.model(run_id)["metadata"]["final_loss"] == pytest.approx(whole["final_loss"], abs=1e-4)
+    assert "holds no node" in on.project.run("down", run_id).stdout
