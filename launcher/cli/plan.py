@@ -208,6 +208,8 @@ def _show(
     if budget is not None and (least := result.least) is not None and least > budget:
         short = f"{format_dollars(budget)} falls short by {format_dollars(least - budget)}"
         print(f"{short}: the cheapest place needs {format_dollars(least)}")
+    if any(row.hourly is not None and row.estimate.hours is None for row in rows):
+        say("`--work 12h` says how long it works; cost and chance follow from that")
     if result.left_out:
         print("left out: " + "; ".join(f"{cloud} ({why})" for cloud, why in sorted(result.left_out.items())))
     if any(row.outlook and row.market == "spot" for row in rows):

@@ -38,6 +38,7 @@ MEASURED_SPREAD = 0.1
 """Standard deviation of the logarithm of the duration: how far an estimate may be off."""
 RUNS = 5
 """At most so many earlier runs are looked at, the newest first."""
+LENGTHS = ("model.seq_length", "dataset.seq_length", "pack_size")
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,8 @@ class Past:
 
 @dataclass(frozen=True)
 class Work:
-    """What there is to do. ``tokens`` and ``flops`` per token are None where the config does not say."""
+    """What there is to do. ``tokens`` and ``flops`` per token are None where the config does not say, and
+    ``unmade`` is true where an input that is not made yet will."""
 
     tokens: float | None = None
     flops: float | None = None
@@ -63,6 +65,7 @@ class Work:
     mfu: float | None = None
     hours: float | None = None
     past: tuple[Past, ...] = ()
+    unmade: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,9 @@ def work_of(
         frozen = "_peft_" in fit.recipe_of(values)
         flops = (4 if frozen else 6) * ACTIVE.get(name, model.parameters)
         experts = model.experts > 0
-    return Work(tokens_of(values), flops, experts, mfu, hours, tuple(past))
+    lengths = [fit.get(values, key) for key in LENGTHS]
+    unmade = any(isinstance(length, str) and length.startswith("${art:") for length in lengths)
+    return Work(tokens_of(values), flops, experts, mfu, hours, tuple(past), unmade)
 
 
 def tokens_of(values: Mapping[str, Any]) -> float | None:
@@ -108,7 +113,7 @@ def tokens_of(values: Mapping[str, Any]) -> float | None:
     the tiny family's keys. None where one of them is missing or not known yet."""
     steps = _first(values, "train.train_iters", "train.steps")
     batch = _first(values, "train.global_batch_size")
-    length = _first(values, "model.seq_length", "dataset.seq_length", "pack_size")
+    length = _first(values, *LENGTHS)
     if steps is None or batch is None or length is None:
         return None
     return steps * batch * length
@@ -221,5 +226,7 @@ def _first(values: Mapping[str, Any], *keys: str) -> int | None:
 def _why_not(work: Work, gpu: str | None) -> str:
     if gpu is None:
         return "no earlier run of this config; nothing is known of stages without GPUs"
+    if work.tokens is None and work.unmade:
+        return "no earlier run of this config, and the data that sets its sequence length is not made yet"
     what = "number of tokens" if work.tokens is None else "model"
     return f"no earlier run of this config, and its {what} is not known"

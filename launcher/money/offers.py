@@ -221,8 +221,7 @@ def _of_cloud(root: Path, cloud: str, want: Want) -> list[Offer]:
     if not want.count:
         return _cpu_offers(root, cloud, want)
     words = {_chip(kind) for kind in want.gpus}
-    hosts = {host for table in places.GCP_HOSTS.values() for host in table.get(want.count, ())}
-    rows = catalogs.read(root, cloud, words | (hosts | {"n1-"} if cloud == "gcp" else set()))
+    rows = catalogs.read(root, cloud, words | (_gcp_hosts(words, want.count) if cloud == "gcp" else set()))
     asked = {kind.lower() for kind in want.gpus}
     found = []
     for row in rows:
@@ -304,6 +303,13 @@ def _offer(
         ask=ask,
         floor=cloud in places.AUCTIONS,
     )
+
+
+def _gcp_hosts(chips: set[str], count: int) -> set[str]:
+    """The words that find the lines of every host that ``count`` such GPUs may hang on."""
+    named = [table for gpu, table in places.GCP_HOSTS.items() if _chip(gpu) in chips]
+    others = chips - {_chip(gpu) for gpu in places.GCP_HOSTS}
+    return {host for table in named for host in table.get(count, ())} | ({"n1-"} if others else set())
 
 
 def _gcp_host(rows: Sequence[Row], gpu: Row, count: int) -> Row | None:

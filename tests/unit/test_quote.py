@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -68,14 +69,14 @@ def test_a_card_in_a_slot_is_slower() -> None:
         ({**NANO3, "recipe": {"_target_": "a.b.c"}}, "H100", "model is not known"),
         (NANO3, "MI300X", "speed of MI300X is not known"),
         (NANO3, None, "without GPUs"),
-        ({**NANO3, "model": {"seq_length": "${art:data,pack_size}"}}, "H100", "number of tokens"),
+        ({**NANO3, "model": {"seq_length": "${art:data,pack_size}"}}, "H100", "data .* is not made yet"),
     ],
 )
 def test_what_is_not_known_is_said(values: dict[str, Any], gpu: str | None, why: str) -> None:
     guess = estimate.estimate(estimate.work_of(values), gpu, 8, 1)
     assert guess.hours is None
     assert guess.high is None
-    assert why in guess.source
+    assert re.search(why, guess.source)
 
 
 def test_an_earlier_run_is_better_than_the_formula() -> None:
