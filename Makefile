@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.current
 
 BRIDGE := tests/bridge/.venv
 
-.PHONY: bridge-env bridge setup demo test unit e2e lint render bench clean
+.PHONY: bridge-env bridge setup demo test unit e2e rigs lint render bench clean
 
 setup: $(STAMP)
 
@@ -21,13 +21,18 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/nemo-sky launch tiny all --cloud local
 
-test: setup lint unit e2e
+test: setup lint unit e2e rigs
 
 unit: setup
 	$(BIN)/python -m pytest tests/unit -n 2
 
 e2e: setup
 	$(BIN)/python -m pytest tests/e2e
+
+# A real Slurm and an emulated AWS on this machine, for SkyPilot to launch on. Needs root and Debian, else it
+# skips and says why; with NEMO_SKY_RIGS=1 that is a failure.
+rigs: setup
+	$(BIN)/python -m pytest tests/rigs
 
 # Megatron-Bridge needs transformers 4, so its tests have an environment of their own: 3 GB, made once.
 # --no-deps: its declared dependencies ask for CUDA. tests/bridge/stubs.py stands in for what is left out.

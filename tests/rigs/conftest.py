@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.rigs.aws import image
+from tests.rigs.aws.rig import AwsRig, aws_rig
 from tests.rigs.slurm import CannotHost, SlurmRig, check_machine, slurm_rig
 
 
@@ -20,4 +22,17 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmRig]:
             pytest.skip(f"no Slurm rig: {reason}")
         raise
     with slurm_rig(tmp_path_factory.mktemp("slurm")) as rig:
+        yield rig
+
+
+@pytest.fixture(scope="session")
+def aws(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AwsRig]:
+    """An AWS that SkyPilot launches on. ``NEMO_SKY_RIGS=1`` makes it a failure not to have one."""
+    try:
+        image.check_machine()
+    except image.CannotHost as reason:
+        if os.environ.get("NEMO_SKY_RIGS") != "1":
+            pytest.skip(f"no AWS rig: {reason}")
+        raise
+    with aws_rig(tmp_path_factory.mktemp("aws") / "rig") as rig:
         yield rig

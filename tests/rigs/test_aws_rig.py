@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
@@ -12,9 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.rigs.aws import image
 from tests.rigs.aws.catalogs import REGIONS
-from tests.rigs.aws.rig import AwsRig, Instance, aws_rig
+from tests.rigs.aws.rig import AwsRig, Instance
 
 SKY = Path(sys.executable).with_name("sky")
 SMALL = {"infra": "aws", "cpus": "2+"}
@@ -55,19 +53,6 @@ def task(rig: AwsRig, name: str, **values: object) -> Path:
 
 def nodes(rig: AwsRig, cluster: str) -> list[Instance]:
     return [item for item in rig.instances() if item.cluster.startswith(cluster)]
-
-
-@pytest.fixture(scope="session")
-def aws(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AwsRig]:
-    """An AWS that SkyPilot launches on. ``NEMO_SKY_RIGS=1`` makes it a failure not to have one."""
-    try:
-        image.check_machine()
-    except image.CannotHost as reason:
-        if os.environ.get("NEMO_SKY_RIGS") != "1":
-            pytest.skip(f"no AWS rig: {reason}")
-        raise
-    with aws_rig(tmp_path_factory.mktemp("aws") / "rig") as rig:
-        yield rig
 
 
 @pytest.fixture(scope="module")

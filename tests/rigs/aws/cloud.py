@@ -4,7 +4,7 @@
 
 The process reads FOLDER/cloud.json, serves the AWS API on the bridge's gateway address, and boots or kills a
 machine whenever an instance's state says so. It writes FOLDER/ready once it serves. The machines die with it.
-Under ``/nemo-sky-rig/`` it takes the test's orders, which no AWS has: preempt, capacity, hold, silence.
+Under ``/_rig/`` it takes the test's orders, which no AWS has: preempt, capacity, hold, silence.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tests.rigs.aws.machine import Machine
 from tests.rigs.aws.metadata import Facts
 from tests.rigs.aws.network import Network, make_bridge, remove_bridge
 
-ORDERS = "/nemo-sky-rig/"
+ORDERS = "/_rig/"  # no bucket can have this name
 POLL_S = 0.1
 _ACCOUNT = "123456789012"  # moto's default
 _NO_CAPACITY = """<?xml version="1.0" encoding="UTF-8"?>

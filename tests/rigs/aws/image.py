@@ -216,6 +216,7 @@ def _run_inside(folder: Path, script: str) -> None:
     (build / "go").touch()
     (build / "boot.sh").write_text(
         f"cat > /run/bake.sh <<'END'\n{script}END\n"
+        f"install -d -o {UID} -g {UID} /run/tmp\nexport TMPDIR=/run/tmp\n"  # no temporary file in the image
         f"exec setpriv --reuid {UID} --regid {UID} --clear-groups /bin/bash /run/bake.sh\n"
     )
     shown = [*binds(), Path("/etc/resolv.conf")]

@@ -31,7 +31,7 @@ from tests.rigs.aws import catalogs, folders, image, network, seed
 from tests.rigs.aws.cloud import ORDERS, Settings
 
 BUCKET = "nemo-sky-rig"
-GRACE_S = 10.0
+GRACE_S = 5.0  # where AWS gives 120
 
 
 @dataclass(frozen=True)
