@@ -1,4 +1,5 @@
-"""Faults that cost whole runs, each by a name: what ``nemo-sky check`` looks for in every config.
+"""Faults that cost whole runs, each by a name: what ``nemo-sky check`` looks for in every config, and
+``nemo-sky render --all --check`` in every task.
 
 All twelve were found in a widely used cookbook's own default configs.
 """
@@ -121,15 +122,16 @@ def of_task(spec: Runspec, task: Mapping[str, Any]) -> list[Fault]:
     nodes = task.get("num_nodes", 1)
     if nodes != spec.resources.nodes:
         found.append(Fault("resources", "", f"{nodes} nodes, but the recipe needs {spec.resources.nodes}"))
-    wanted = (task.get("resources") or {}).get("accelerators")
-    if spec.resources.gpus_per_node and isinstance(spec.resources.gpus_per_node, int):
-        counts = {
-            int(item.rpartition(":")[2]) for item in ([wanted] if isinstance(wanted, str) else wanted or [])
-        }
-        if counts != {spec.resources.gpus_per_node}:
-            detail = f"GPUs {wanted}, but the recipe needs {spec.resources.gpus_per_node} on each node"
-            found.append(Fault("resources", "", detail))
+    gpus, wanted = spec.resources.gpus_per_node, (task.get("resources") or {}).get("accelerators")
+    if isinstance(gpus, int) and _gpu_counts(wanted) != ({gpus} if gpus else set()):
+        found.append(Fault("resources", "", f"GPUs {wanted}, but the recipe needs {gpus} on each node"))
     return found
+
+
+def _gpu_counts(accelerators: Any) -> set[int]:
+    """How many GPUs the alternatives of a task are: ``H100:8``, ``H100`` (one), or a list of them."""
+    listed = [accelerators] if isinstance(accelerators, str) else accelerators or []
+    return {int(item.partition(":")[2] or 1) for item in listed}
 
 
 def _of_texts(spec: Runspec, values: Mapping[str, Any]) -> Iterator[Fault]:

@@ -9,10 +9,13 @@ and the tracker from the project file (``sky launch --env NEMO_SKY_ARTIFACTS=s3:
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from launcher import config, cookbook, runs, runspec, task
+import yaml
+
+from launcher import config, cookbook, faults, runs, runspec, task
 from launcher.errors import UserError
 from launcher.plan import Plan, Request, plans, select, to_task
 from launcher.project import Project
@@ -34,17 +37,26 @@ def portable(project: Project) -> Project:
     )
 
 
+@dataclass(frozen=True)
+class Rendered:
+    """One stage in ``tasks/``: its plan, and the text of each of its files, the task's own first."""
+
+    plan: Plan
+    texts: Mapping[Path, str]
+
+    @property
+    def task_file(self) -> Path:
+        return next(iter(self.texts))
+
+
 def render(request: Request, project: Project) -> list[tuple[Plan, task.Task]]:
     """The tasks of the requested stages, as they would stand in ``tasks/``."""
     place = portable(project)
-    return [
-        (plan, to_task(plan, place, job_dir=f"tasks/{plan.name}"))
-        for plan in plans(request, place, select(request, place))
-    ]
+    return _tasks(request, place, select(request, place))
 
 
-def files(project: Project) -> dict[Path, str]:
-    """Every file of ``tasks/`` and its text, for all the project's own stages on the default profile.
+def render_all(project: Project) -> list[Rendered]:
+    """All the project's own stages on the default profile.
 
     Raises UserError when it has none: other cookbooks are not written there.
     """
@@ -55,40 +67,69 @@ def files(project: Project) -> dict[Path, str]:
             "tasks/ is for the project's own stages, and there is none",
             hint="without --recipes DIR; `nemo-sky render FAMILY STAGE` prints the task of any stage",
         )
-    result: dict[Path, str] = {}
-    folder = project.root / "tasks"
+    place = portable(project)
+    result = []
     for family in sorted({spec.family for spec in found}):
-        request = Request(family, "all", cluster=DEFAULT_CLUSTER)
-        for plan, built in render(request, project):
+        specs = [spec for spec in found if spec.family == family]
+        for plan, built in _tasks(Request(family, "all", cluster=DEFAULT_CLUSTER), place, specs):
             header = HEADER.format(script=project.show(plan.spec.script_path))
-            result[folder / f"{plan.name}.yaml"] = header + task.dump(built)
-            result[folder / plan.name / "job.yaml"] = header + config.dump_yaml(plan.job)
-            result[folder / plan.name / "train.yaml"] = header + config.dump_yaml(plan.values)
+            folder = project.root / "tasks"
+            texts = {
+                folder / f"{plan.name}.yaml": header + task.dump(built),
+                folder / plan.name / "job.yaml": header + config.dump_yaml(plan.job),
+                folder / plan.name / "train.yaml": header + config.dump_yaml(plan.values),
+            }
+            result.append(Rendered(plan, texts))
     return result
 
 
-def stale(project: Project) -> list[str]:
+def stale(project: Project, rendered: Sequence[Rendered]) -> list[str]:
     """What differs between ``tasks/`` and what a render would write; empty when all is current."""
-    wanted = files(project)
-    folder = project.root / "tasks"
+    wanted = _texts(rendered)
     differences = []
     for path, text in wanted.items():
         if not path.is_file():
             differences.append(f"{project.show(path)}: missing")
         elif path.read_text(encoding="utf-8") != text:
             differences.append(f"{project.show(path)}: out of date")
-    for path in sorted(folder.rglob("*.yaml")):
+    for path in sorted((project.root / "tasks").rglob("*.yaml")):
         if path not in wanted:
             differences.append(f"{project.show(path)}: no stage makes it")
     return differences
 
 
+def faulty(project: Project, rendered: Sequence[Rendered]) -> list[str]:
+    """The tasks in ``tasks/``, as they stand there, that do not ask for what their recipes need."""
+    found = []
+    for made in rendered:
+        path = made.task_file
+        try:
+            built = yaml.safe_load(path.read_text(encoding="utf-8") if path.is_file() else made.texts[path])
+        except yaml.YAMLError:
+            continue  # stale says that it is not what a render writes
+        for fault in faults.of_task(made.plan.spec, built if isinstance(built, dict) else {}):
+            found.append(f"{project.show(path)}: {fault}")
+    return found
+
+
 def write(project: Project) -> list[Path]:
     """Write ``tasks/`` and remove what no stage makes any more; returns the files written."""
-    wanted = files(project)
+    wanted = _texts(render_all(project))
     for path in sorted((project.root / "tasks").rglob("*.yaml")):
         if path not in wanted:
             path.unlink()
     for path, text in wanted.items():
         runs.write_text(path, text)
     return sorted(wanted)
+
+
+def _tasks(
+    request: Request, place: Project, specs: Sequence[runspec.Runspec]
+) -> list[tuple[Plan, task.Task]]:
+    return [
+        (plan, to_task(plan, place, job_dir=f"tasks/{plan.name}")) for plan in plans(request, place, specs)
+    ]
+
+
+def _texts(rendered: Sequence[Rendered]) -> dict[Path, str]:
+    return {path: text for made in rendered for path, text in made.texts.items()}

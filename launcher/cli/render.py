@@ -22,7 +22,7 @@ from launcher.cli.common import (
 )
 from launcher.errors import UserError
 
-STALE = 4
+FOUND_PROBLEMS = 4
 
 
 def render(
@@ -32,7 +32,7 @@ def render(
         bool, typer.Option("--all", help="Write every stage of every family to tasks/.")
     ] = False,
     check: Annotated[
-        bool, typer.Option("--check", help="With --all: write nothing; exit 4 when stale.")
+        bool, typer.Option("--check", help="With --all: write nothing; exit 4 when stale or faulty.")
     ] = False,
     cloud: CloudOption = None,
     cluster: ClusterOption = None,
@@ -57,11 +57,16 @@ def render(
                 f"{len(written)} files in tasks/"
             )
             return
-        differences = library.stale(found)
-        print_json(differences) if json else print("\n".join(differences) or "tasks/ is current")
+        rendered = library.render_all(found)
+        differences, faulty = library.stale(found, rendered), library.faulty(found, rendered)
+        problems = [*differences, *faulty]
+        print_json(problems) if json else print("\n".join(problems) or "tasks/ is current")
         if differences:
             say("`nemo-sky render --all` brings tasks/ up to date")
-            raise typer.Exit(STALE)
+        if faulty:
+            say(f"the profile {library.DEFAULT_CLUSTER!r}, or the task itself, overrules the recipe")
+        if problems:
+            raise typer.Exit(FOUND_PROBLEMS)
         return
     if check:
         raise UserError("--check goes with --all")

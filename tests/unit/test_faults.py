@@ -1,7 +1,8 @@
-"""A deliberately broken copy of nano3 for each fault: `nemo-sky check` names it."""
+"""A deliberately broken copy of nano3 for each fault: the command line names it."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -9,17 +10,20 @@ from pathlib import Path
 
 import pytest
 
-from launcher import checks, faults, fit, inputs, plan, project, runspec
+from launcher import fit, inputs, plan, project, runspec
+from launcher.cli.main import main
 from launcher.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 FAMILIES = ("nano3", "dense")
+Found = Callable[[], list[str]]
 
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    for family in FAMILIES:
-        shutil.copytree(ROOT / "recipes" / family, tmp_path / "recipes" / family)
+    for kind in ("recipes", "tasks"):
+        for family in FAMILIES:
+            shutil.copytree(ROOT / kind / family, tmp_path / kind / family)
     (tmp_path / "clusters").mkdir()
     for name in ("any", "cloud"):
         shutil.copy(ROOT / f"clusters/{name}.yaml", tmp_path / "clusters")
@@ -27,16 +31,40 @@ def copy(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def found(root: Path) -> list[str]:
-    problems, _ = checks.check_project(project.read(root))
-    return [
-        f"{os.path.relpath(problem.file, root / 'recipes')}:{problem.line}: {problem.message}"
-        for problem in problems
-    ]
+@pytest.fixture
+def checked(copy: Path, capfd: pytest.CaptureFixture[str]) -> Found:
+    """What `nemo-sky check` says of the copy."""
+
+    def call() -> list[str]:
+        with pytest.raises(SystemExit) as ended:
+            main(["check", "--project", str(copy), "--json"])
+        problems = json.loads(capfd.readouterr().out)
+        assert ended.value.code == (4 if problems else 0)
+        return [
+            f"{os.path.relpath(problem['file'], copy / 'recipes')}:{problem['line']}: {problem['message']}"
+            for problem in problems
+        ]
+
+    return call
 
 
-def test_the_families_have_no_fault(copy: Path) -> None:
-    assert found(copy) == []
+@pytest.fixture
+def rendered(copy: Path, capfd: pytest.CaptureFixture[str]) -> Found:
+    """What `nemo-sky render --all --check` says of the copy."""
+
+    def call() -> list[str]:
+        with pytest.raises(SystemExit) as ended:
+            main(["render", "--all", "--check", "--project", str(copy), "--json"])
+        problems: list[str] = json.loads(capfd.readouterr().out)
+        assert ended.value.code == (4 if problems else 0)
+        return problems
+
+    return call
+
+
+def test_the_families_have_no_fault(checked: Found, rendered: Found) -> None:
+    assert checked() == []
+    assert rendered() == []
 
 
 def replaced(file: str, old: str, new: str) -> Callable[[Path], None]:
@@ -141,24 +169,45 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_copy_is_caught_by_name(name: str, copy: Path) -> None:
+def test_a_broken_copy_is_caught_by_name(name: str, copy: Path, checked: Found) -> None:
     breaks, expected = BROKEN[name]
     breaks(copy)
-    assert any(expected in line for line in found(copy)), found(copy)
+    assert any(expected in line for line in checked()), checked()
 
 
-def test_fault_8_the_task_asks_for_what_the_recipe_needs() -> None:
+@pytest.mark.parametrize(
+    ("file", "old", "new", "says"),
+    [
+        ("tasks/nano3/pretrain.yaml", "num_nodes: 2\n", "", "1 nodes, but the recipe needs 2"),
+        ("tasks/nano3/sft.yaml", "H100:8", "H100", "GPUs H100, but the recipe needs 8 on each node"),
+        (
+            "clusters/any.yaml",
+            "extends: cloud",
+            "extends: cloud\nnodes: 1",
+            "1 nodes, but the recipe needs 2",
+        ),
+    ],
+    ids=["a task that lost its nodes", "a task that lost its GPUs", "a profile that overrules the recipe"],
+)
+def test_fault_8_a_task_that_asks_for_other_than_its_recipe(
+    file: str, old: str, new: str, says: str, copy: Path, rendered: Found
+) -> None:
+    path = copy / file
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    if file.startswith("clusters"):  # every task is as it is rendered, and still wrong
+        with pytest.raises(SystemExit):
+            main(["render", "--all", "--project", str(copy)])
+    stage = "sft" if "sft" in file else "pretrain"
+    assert f"tasks/nano3/{stage}.yaml: resources: {says}" in rendered()
+
+
+def planned(stage: str, *overrides: str, config: str | None = None, nodes: int | None = None) -> plan.Plan:
+    """The plan of one of nano3's stages on the profile `any`."""
     where = project.read(ROOT)
-    request = plan.Request("nano3", "pretrain", cluster="any")
-    made = plan.plans(request, where, plan.select(request, where))[0]
-    task = plan.to_task(made, where, job_dir="tasks/nano3/pretrain")
-    assert faults.of_task(made.spec, task) == []
-    dropped = {key: value for key, value in task.items() if key != "num_nodes"}
-    assert [str(fault) for fault in faults.of_task(made.spec, dropped)] == [
-        "resources: 1 nodes, but the recipe needs 2"
-    ]
-    dropped = {**task, "resources": {**task["resources"], "accelerators": "H100:1"}}
-    assert faults.of_task(made.spec, dropped)[0].name == "resources"
+    request = plan.Request("nano3", stage, "any", config, overrides, nodes=nodes)
+    (made,) = plan.plans(request, where, plan.select(request, where))
+    return made
 
 
 def test_every_stage_of_a_family_comes_after_what_it_reads() -> None:
@@ -173,24 +222,16 @@ def test_every_stage_of_a_family_comes_after_what_it_reads() -> None:
 
 
 def test_a_config_says_its_size_and_does_without_data() -> None:
-    where = project.read(ROOT)
-
-    def planned(config: str, cluster: str = "any", nodes: int | None = None) -> plan.Plan:
-        request = plan.Request("nano3", "sft", config=config, cluster=cluster, nodes=nodes)
-        return plan.plans(request, where, plan.select(request, where))[0]
-
-    assert planned("default").nodes == 2
-    one = planned("1gpu")
-    task = plan.to_task(one, where, job_dir="x")
+    assert planned("sft").nodes == 2
+    one = planned("sft", config="1gpu")
+    task = plan.to_task(one, project.read(ROOT), job_dir="x")
     assert (one.nodes, task["resources"]["accelerators"]) == (1, "H200:1")
-    assert planned("1gpu", nodes=2).nodes == 2
-    assert list(planned("smoke").inputs) == ["model"]
+    assert planned("sft", config="1gpu", nodes=2).nodes == 2
+    assert list(planned("sft", config="smoke").inputs) == ["model"]
 
 
 def test_memory_follows_what_a_person_would_expect() -> None:
-    where = project.read(ROOT)
-    request = plan.Request("nano3", "pretrain", cluster="any")
-    values = plan.plans(request, where, plan.select(request, where))[0].values
+    values = planned("pretrain").values
     default = fit.memory_gb(values, 16)
     assert default is not None
     more_nodes = fit.memory_gb(values, 64)
@@ -202,20 +243,14 @@ def test_memory_follows_what_a_person_would_expect() -> None:
     assert fit.memory_gb({**values, "recipe": {"_target_": "a.b"}}, 16) is None
 
 
-def test_a_wrong_size_is_refused(copy: Path) -> None:
+def test_a_wrong_size_is_refused(copy: Path, checked: Found) -> None:
     replaced("nano3/sft/config/lora.yaml", "nodes: 1", "nodes: 0")(copy)
-    assert any("run.nodes must be a whole number from 1, not 0" in line for line in found(copy))
+    assert any("run.nodes must be a whole number from 1, not 0" in line for line in checked())
 
 
 def test_a_launch_refuses_parallelism_that_does_not_divide() -> None:
-    where = project.read(ROOT)
-
-    def planned(*overrides: str, nodes: int | None = None) -> None:
-        request = plan.Request("nano3", "pretrain", cluster="any", overrides=overrides, nodes=nodes)
-        plan.plans(request, where, plan.select(request, where))
-
-    planned(nodes=4)
+    planned("pretrain", nodes=4)
     with pytest.raises(UserError, match="TP 3 x PP 1 x CP 1 = 3 does not divide 16 GPUs"):
-        planned("model.tensor_model_parallel_size=3")
+        planned("pretrain", "model.tensor_model_parallel_size=3")
     with pytest.raises(UserError, match="not a multiple of micro batch 1 x 6 copies"):
-        planned(nodes=3)
+        planned("pretrain", nodes=3)
