@@ -200,9 +200,10 @@ class Watch:
 def hold(folder: Path) -> Path:
     """A second name for every file of a checkpoint, so that its upload survives the trainer's own retention.
 
-    Copies where the file system has no hard links. What is removed meanwhile is missing in it.
+    Copies where the file system has no hard links. What is removed meanwhile is missing in it. Its name is no
+    checkpoint's: Megatron-Bridge removes what is called ``iter_*`` anywhere below the folder.
     """
-    held = folder.parent / _HELD / folder.name
+    held = folder.parent / _HELD / f"held_{folder.name}"
     shutil.rmtree(held, ignore_errors=True)
     for place, _, names in os.walk(folder):
         target = held / Path(place).relative_to(folder)

@@ -299,6 +299,7 @@ def test_a_checkpoint_is_held_while_its_trainer_removes_it(tmp_path: Path) -> No
     (folder / "deep").mkdir(parents=True)
     (folder / "deep" / "a").write_text("a")
     held = watch.hold(folder)
+    assert [path.name for path in tmp_path.rglob("iter_*")] == [folder.name], "Bridge removes any other"
     subprocess.run(["rm", "-r", folder], check=True)
     assert watch.names_in(held) == {"deep/a"}
     assert watch.names_in(watch.hold(folder)) == set()
