@@ -49,6 +49,16 @@ def announce(folder: Path) -> int | None:
     return step
 
 
+def prune(folder: Path, keep: int) -> None:
+    """Remove all but the newest ``keep`` checkpoints, and the one that may be in the making.
+
+    For the first rank of a node other than node 0: Bridge has global rank 0 remove old checkpoints
+    (``cleanup_old_non_persistent_checkpoint``, 0.3.1), which sees the disk of its own node only.
+    """
+    for old in sorted(folder.glob("iter_*"))[: -(keep + 1)]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
 def prepare_resume(folder: Path) -> int | None:
     """Make Bridge load the checkpoint that the tracker names; returns its step, None for a fresh start.
 

@@ -89,6 +89,12 @@ def write_text(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
+def several_nodes() -> bool:
+    """Whether torchrun runs this on more than one node, each with a disk of its own."""
+    world = os.environ.get("WORLD_SIZE", "1")
+    return os.environ.get("LOCAL_WORLD_SIZE", world) != world
+
+
 def work_dir() -> Path:
     """The node's work folder; the current one outside a launch."""
     return Path(os.environ.get("NEMO_SKY_WORK", "."))

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.bridge import gate
-from recipes.bridge.common import ConfigError, require, work_dir, write_text
+from recipes.bridge.common import ConfigError, require, several_nodes, work_dir, write_text
 
 SPLITS = ("train", "valid", "test")
 # The files that Bridge's fine-tuning datasets look for in a folder.
@@ -36,7 +36,12 @@ def folder_of(section: Any) -> Path | None:
 
 
 def use_blend(config: Any, folder: Path | None) -> None:
-    """Point a pretraining config at ``folder``'s blend.json; made-up data when it is None."""
+    """Point a pretraining config at ``folder``'s blend.json; made-up data when it is None.
+
+    On several nodes no index is cached: Megatron-Core has global rank 0 write the cache and every other rank
+    read it (``GPTDataset``, 0.16), and the disk of node 0 is not that of the others. Without one each rank
+    makes the index in its memory, 12 bytes for each sample of the run.
+    """
     dataset = config.dataset
     if folder is None:
         dataset.blend = dataset.blend_per_split = None
@@ -44,6 +49,8 @@ def use_blend(config: Any, folder: Path | None) -> None:
         return
     dataset.blend, dataset.split = None, None
     dataset.blend_per_split = [read_blend(folder, split) for split in SPLITS]
+    if several_nodes():
+        dataset.path_to_cache = ""  # None would be a folder beside the data
 
 
 def read_blend(folder: Path, split: str) -> tuple[list[str], list[float]] | None:

@@ -102,7 +102,7 @@ def _train(settings: dict[str, Any], kind: str) -> None:
 
     checkpoints.hold_back_tracker()
     rank = int(os.environ.get("RANK", "0"))
-    watch = Watch(folder, rank, config.logger.log_interval)
+    watch = Watch(folder, rank, config.logger.log_interval, config.checkpoint.most_recent_k)
     try:
         gate.trainer(kind)(config, forward_step, callbacks=[watch.callback()])
     finally:

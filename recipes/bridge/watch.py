@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,11 +16,14 @@ from recipes.bridge.common import log_metrics
 class Watch:
     """Bridge's callbacks as methods; every rank has one, global rank 0 writes.
 
+    ``keep`` is how many checkpoints stay on a node's disk; None and -1: all.
     ``loss`` and ``valid_loss`` are the last ones seen, in nats per token, None before the first.
     """
 
-    def __init__(self, folder: Path, rank: int, interval: int) -> None:
+    def __init__(self, folder: Path, rank: int, interval: int, keep: int | None) -> None:
         self._folder, self._rank, self._interval = folder, rank, max(interval, 1)
+        first_of_node = os.environ.get("LOCAL_RANK", "0") == "0"
+        self._keep = keep if keep and keep > 0 and rank > 0 and first_of_node else None
         self._marked_at, self._marked_step = time.monotonic(), -1
         self.step = 0
         self.loss: float | None = None
@@ -51,9 +55,11 @@ class Watch:
         self._mark()
 
     def announce(self) -> None:
-        """Publish a checkpoint that has become whole since the last call."""
+        """Publish a checkpoint that has become whole since the last call; on other nodes, remove old ones."""
         if self._rank == 0:
             checkpoints.announce(self._folder)
+        elif self._keep:
+            checkpoints.prune(self._folder, self._keep)
 
     def trained(self, context: Any) -> None:
         # Bridge counts a step after this callback.

@@ -12,13 +12,14 @@ import time
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 
 from recipes.bridge import checkpoints, convert, data, gate, overrides
 from recipes.bridge.common import ConfigError
+from recipes.bridge.watch import Watch
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -177,6 +178,40 @@ def test_a_resume_goes_by_the_tracker_alone(tmp_path: Path) -> None:
     (tmp_path / checkpoints.TRACKER).write_text("8\n")
     with pytest.raises(ConfigError, match="names step 8, but"):
         checkpoints.prepare_resume(tmp_path)
+
+
+def test_every_node_removes_its_own_old_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bridge's own retention is global rank 0's, which sees node 0's disk only."""
+
+    def left(rank: int, local: int, keep: int | None) -> list[str]:
+        for step in (2, 4, 6, 8):
+            (tmp_path / checkpoints.name_of(step)).mkdir(exist_ok=True)
+        monkeypatch.setenv("LOCAL_RANK", str(local))
+        Watch(tmp_path, rank, 1, keep).announce()
+        return sorted(path.name for path in tmp_path.glob("iter_*"))
+
+    everything = [checkpoints.name_of(step) for step in (2, 4, 6, 8)]
+    assert left(8, 0, 2) == everything[1:], "two, and the one that may be in the making"
+    assert left(0, 0, 2) == left(9, 1, 2) == left(8, 0, -1) == left(8, 0, None) == everything
+
+
+def test_the_index_is_cached_only_where_all_ranks_see_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for prefix in ("a", "b", "c"):
+        (tmp_path / f"{prefix}.idx").touch()
+    (tmp_path / "blend.json").write_text(json.dumps({"train": "1 a", "valid": "1 b", "test": "1 c"}))
+
+    def cache(world: str, local_world: str) -> str | None:
+        monkeypatch.setenv("WORLD_SIZE", world)
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", local_world)
+        config = SimpleNamespace(dataset=SimpleNamespace(path_to_cache="/work/cache"))
+        data.use_blend(config, tmp_path)
+        found: str | None = config.dataset.path_to_cache
+        return found
+
+    assert cache("8", "8") == "/work/cache"
+    assert cache("16", "8") == ""
 
 
 def test_a_model_artifact_becomes_a_folder_that_bridge_loads(tmp_path: Path) -> None:
