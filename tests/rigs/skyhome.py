@@ -6,6 +6,7 @@ the rig's environment starts the API server; ``stop`` ends it, and only it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import socket
@@ -103,29 +104,21 @@ def free_ports(count: int) -> list[int]:
             each.close()
 
 
-def stop(home: Path, port: int) -> list[int]:
-    """End the API server of this HOME and port, its workers and its job controllers; the ids of them all.
+def stop(home: Path) -> list[int]:
+    """End the API server of this HOME, its workers and its job controllers; the ids of them all.
 
-    They are killed, not asked: a rig's state is thrown away. Found by their environment, because any client
-    may have started them, and controllers leave the server's process tree.
+    They are killed, not asked: a rig's state is thrown away. Found by the files they have open, because any
+    client may have started them, controllers leave the server's process tree, and the workers of a server
+    that was killed live on, their environment overwritten by their titles.
     """
-    wanted = {"HOME": str(home), _PORT: str(port)}
-    mine = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
-    found: dict[int, psutil.Process] = {}
+    found = []
     for process in psutil.process_iter():
-        try:
-            environ = process.environ()
-            if process.pid in mine or not any("sky" in word.lower() for word in process.cmdline()):
-                continue
-            if wanted.items() <= environ.items():
-                for each in [process, *process.children(recursive=True)]:
-                    found[each.pid] = each
-        except psutil.Error:
-            continue
-    for process in found.values():
-        try:
+        with contextlib.suppress(psutil.Error):
+            opened = [Path(file.path) for file in process.open_files()]
+            if any(path.is_relative_to(home / ".sky") for path in opened) and process.pid != os.getpid():
+                found.append(process)
+    for process in found:
+        with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-        except psutil.NoSuchProcess:
-            continue
-    psutil.wait_procs(list(found.values()), timeout=10)
-    return sorted(found)
+    psutil.wait_procs(found, timeout=10)
+    return sorted(process.pid for process in found)

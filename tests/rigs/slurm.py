@@ -132,7 +132,7 @@ def up(folder: Path) -> SlurmRig:
     profile = slurm_files.profile(skyhome.ROOT / "clusters/slurm.yaml", Path(sys.executable))
     (folder / "profile.yaml").write_text(profile)
     home.write_script(folder / "env.sh")
-    _start(folder, ports)
+    _start(folder)
     rig = SlurmRig(folder, home)
     _wait(rig)
     return rig
@@ -145,7 +145,7 @@ def down(folder: Path) -> None:
         record = json.loads((folder / "rig.json").read_text())
     except FileNotFoundError:
         return
-    skyhome.stop(folder / "home", record["api"])
+    skyhome.stop(folder / "home")
     try:
         process = psutil.Process(record["pid"])
         if process.create_time() == record["started"]:
@@ -169,7 +169,7 @@ def _sky_config(folder: Path) -> Mapping[str, object]:
     }
 
 
-def _start(folder: Path, ports: Ports) -> None:
+def _start(folder: Path) -> None:
     words = ["unshare", "--uts", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
     with (folder / "log/cluster.log").open("wb") as log:
         process = subprocess.Popen(
@@ -180,8 +180,7 @@ def _start(folder: Path, ports: Ports) -> None:
             start_new_session=True,
         )
     started = psutil.Process(process.pid).create_time()
-    record = {"pid": process.pid, "started": started, "api": ports.api}
-    (folder / "rig.json").write_text(json.dumps(record))
+    (folder / "rig.json").write_text(json.dumps({"pid": process.pid, "started": started}))
 
 
 def _wait(rig: SlurmRig) -> None:

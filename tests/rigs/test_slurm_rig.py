@@ -24,11 +24,11 @@ run: |
 
 
 def processes_of(folder: Path) -> list[psutil.Process]:
-    """Those that a rig in ``folder`` started, and what they started: they have it in their environment."""
+    """Those that a rig in ``folder`` started, and what they started: they name it in what they were told."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if any(f"{folder}/" in value for value in process.environ().values()):
+            if any(f"{folder}/" in value for value in [*process.cmdline(), *process.environ().values()]):
                 found.append(process)
     return found
 
@@ -57,27 +57,30 @@ def test_two_nodes_see_each_other_and_their_gpus(slurm: SlurmRig, tmp_path: Path
 
 
 HOLD = """\
-import sys, time
+import subprocess, sys, time
 from pathlib import Path
 from tests.rigs.slurm import slurm_rig
 with slurm_rig(Path(sys.argv[1])) as rig:
-    import subprocess
-    subprocess.run(["sky", "api", "start"], env=rig.env, check=True, capture_output=True)
+    subprocess.run(["sky", "api", "start"], env=rig.env, check=True, stdout=subprocess.DEVNULL)
     print("up", flush=True)
     time.sleep(600)
 """
 
 
 def test_a_killed_holder_leaves_nothing(slurm: SlurmRig, tmp_path: Path) -> None:
-    """Two rigs at once, too: the other one, which other tests use, stays."""
+    """Two rigs at once, too: the one that other tests use stays."""
     folder = tmp_path / "rig"
     words = [sys.executable, "-c", HOLD, str(folder)]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=skyhome.ROOT) as holder:
+    holder = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=skyhome.ROOT)
+    try:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "up\n"
         mine = processes_of(folder)
-        assert {"munged", "slurmctld", "slurmd", "sshd"} <= {process.name() for process in mine}
+        started = " ".join(word for process in mine for word in process.cmdline())
+        for name in ("munged", "slurmctld", "slurmd -D -N n2", "sshd", "sky.server.server"):
+            assert name in started
+    finally:
         holder.kill()
-    psutil.wait_procs(mine, timeout=20)
-    assert processes_of(folder) == []
+        holder.communicate()
+    assert until(lambda: not processes_of(folder))
     assert slurm.squeue() == []
