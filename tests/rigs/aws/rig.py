@@ -128,7 +128,7 @@ def up(folder: Path, *, grace_s: float = GRACE_S, owner: int | None = None) -> A
     settings = Settings(f"nsr{os.getpid()}", network.free_block(), port, BUCKET, grace_s)
     folders.make(folder)
     (folder / "cloud.json").write_text(json.dumps(asdict(settings)))
-    state = State(settings.bridge, api_port, owner=_identity(owner) if owner else None, cloud=None)
+    state = State(settings.bridge, owner=_identity(owner) if owner else None, cloud=None)
     _save(folder, state)
     (_registry() / settings.bridge).symlink_to(folder)
     process = _start_cloud(folder)
@@ -147,7 +147,7 @@ def down(folder: Path) -> None:
     if not (folder / "up.json").exists():
         return
     state = State(**json.loads((folder / "up.json").read_text()))
-    skyhome.stop(folder / "home", state.api_port)
+    skyhome.stop(folder / "home")
     if state.cloud:
         _end(state.cloud)
     network.remove_bridge(state.bridge)
@@ -175,7 +175,6 @@ class State:
     """FOLDER/up.json. A process is its id and its start time, which a later one of that id does not share."""
 
     bridge: str
-    api_port: int
     owner: list[int] | None
     cloud: list[int] | None
 
