@@ -104,21 +104,30 @@ def free_ports(count: int) -> list[int]:
             each.close()
 
 
-def stop(home: Path) -> list[int]:
-    """End the API server of this HOME, its workers and its job controllers; the ids of them all.
+def stop(home: Path) -> None:
+    """End the API server of this HOME, its workers and its job controllers, and clients that wait for them.
 
-    They are killed, not asked: a rig's state is thrown away. Found by the files they have open, because any
-    client may have started them, controllers leave the server's process tree, and the workers of a server
-    that was killed live on, their environment overwritten by their titles.
+    They are killed, not asked: a rig's state is thrown away. Once more until none is left, because a server
+    may start a controller while it is looked for.
     """
+    while found := _processes(home):
+        for process in found:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(found, timeout=10)
+
+
+def _processes(home: Path) -> list[psutil.Process]:
+    """Those of this HOME. Workers overwrite their environment with a title, but have its files open."""
     found = []
+    mine = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
+            if process.pid in mine or process.status() == psutil.STATUS_ZOMBIE:
+                continue
             opened = [Path(file.path) for file in process.open_files()]
-            if any(path.is_relative_to(home / ".sky") for path in opened) and process.pid != os.getpid():
+            told = {"HOME": str(home), "PYTHONPATH": str(ROOT)}.items() <= process.environ().items()
+            is_python = "python" in Path(process.exe()).name
+            if is_python and (told or any(path.is_relative_to(home / ".sky") for path in opened)):
                 found.append(process)
-    for process in found:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(found, timeout=10)
-    return sorted(process.pid for process in found)
+    return found

@@ -18,10 +18,11 @@ import json
 import os
 import select
 import shutil
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,7 @@ PACKAGES = (
     "slurmctld", "slurmd", "slurm-client", "slurm-wlm-basic-plugins", "munge", "openssh-server",
     "openssh-client", "rsync", "curl",
 )  # fmt: skip
-START_S = 30.0
+START_S = 60.0  # 2 s on an idle machine
 
 
 class CannotHost(Exception):
@@ -132,9 +133,8 @@ def up(folder: Path) -> SlurmRig:
     profile = slurm_files.profile(skyhome.ROOT / "clusters/slurm.yaml", Path(sys.executable))
     (folder / "profile.yaml").write_text(profile)
     home.write_script(folder / "env.sh")
-    _start(folder)
     rig = SlurmRig(folder, home)
-    _wait(rig)
+    _wait(rig, _start(folder), (ssh, probe))
     return rig
 
 
@@ -145,7 +145,6 @@ def down(folder: Path) -> None:
         record = json.loads((folder / "rig.json").read_text())
     except FileNotFoundError:
         return
-    skyhome.stop(folder / "home")
     try:
         process = psutil.Process(record["pid"])
         if process.create_time() == record["started"]:
@@ -153,7 +152,8 @@ def down(folder: Path) -> None:
             process.wait(10)
     except psutil.NoSuchProcess:
         pass
-    (folder / "rig.json").unlink()
+    skyhome.stop(folder / "home")
+    (folder / "rig.json").unlink(missing_ok=True)
 
 
 def _sky_config(folder: Path) -> Mapping[str, object]:
@@ -169,7 +169,7 @@ def _sky_config(folder: Path) -> Mapping[str, object]:
     }
 
 
-def _start(folder: Path) -> None:
+def _start(folder: Path) -> subprocess.Popen[bytes]:
     words = ["unshare", "--uts", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
     with (folder / "log/cluster.log").open("wb") as log:
         process = subprocess.Popen(
@@ -181,22 +181,27 @@ def _start(folder: Path) -> None:
         )
     started = psutil.Process(process.pid).create_time()
     (folder / "rig.json").write_text(json.dumps({"pid": process.pid, "started": started}))
+    return process
 
 
-def _wait(rig: SlurmRig) -> None:
+def _wait(rig: SlurmRig, cluster: subprocess.Popen[bytes], ports: Sequence[int]) -> None:
     deadline = time.monotonic() + START_S
-    while True:
-        try:
-            states = rig._slurm("sinfo", "--noheader", "--Node", "--format=%t").split()
-        except (RuntimeError, subprocess.TimeoutExpired):
-            states = []
-        if states == ["idle"] * len(NODES):
-            return
-        if time.monotonic() > deadline:
+    while not _is_up(rig, ports):
+        if cluster.poll() is not None or time.monotonic() > deadline:
             log = "".join(path.read_text()[-1500:] for path in (rig.folder / "log").glob("*.log"))
             down(rig.folder)
-            raise RuntimeError(f"the Slurm rig did not come up in {START_S:.0f} s (nodes: {states})\n{log}")
+            raise RuntimeError(f"the Slurm rig did not come up\n{log}")
         time.sleep(0.1)
+
+
+def _is_up(rig: SlurmRig, ports: Sequence[int]) -> bool:
+    try:
+        for port in ports:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        states = rig._slurm("sinfo", "--noheader", "--Node", "--format=%t").split()
+    except (OSError, RuntimeError, subprocess.TimeoutExpired):
+        return False
+    return states == ["idle"] * len(NODES)
 
 
 def _wait_for_end(pid: int) -> None:

@@ -82,5 +82,5 @@ def test_a_killed_holder_leaves_nothing(slurm: SlurmRig, tmp_path: Path) -> None
     finally:
         holder.kill()
         holder.communicate()
-    assert until(lambda: not processes_of(folder), seconds=60), [each.cmdline() for each in processes_of(folder)]
+    assert until(lambda: not processes_of(folder), seconds=60)
     assert slurm.squeue() == []
