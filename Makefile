@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/nemo-sky launch tiny all --cloud local
 
-test: setup lint unit e2e rigs
+test: setup lint unit e2e rigs bridge
 
 unit: setup
 	$(BIN)/python -m pytest tests/unit -n 2
@@ -38,14 +38,13 @@ rigs: setup
 # --no-deps: its declared dependencies ask for CUDA. tests/bridge/stubs.py stands in for what is left out.
 bridge-env: $(BRIDGE)/.current
 
-$(BRIDGE)/.current: tests/bridge/requirements.txt
+$(BRIDGE)/.current: tests/bridge/requirements.txt tests/bridge/constraints.txt
 	[ -x $(BRIDGE)/bin/python ] || $(PYTHON) -m venv $(BRIDGE)
-	$(BRIDGE)/bin/python -m pip install --quiet torch==2.13.0 megatron-core==0.16.1 triton
 	$(BRIDGE)/bin/python -m pip install --quiet --no-deps megatron-bridge==0.3.1
-	$(BRIDGE)/bin/python -m pip install --quiet --requirement tests/bridge/requirements.txt
+	$(BRIDGE)/bin/python -m pip install --quiet --requirement tests/bridge/requirements.txt --constraint tests/bridge/constraints.txt
 	@touch $@
 
-# The real Megatron-Bridge: every config validated, and nano3's own scripts on a CPU (shimmed).
+# The real Megatron-Bridge: every config validated, and nano3's own scripts launched on a CPU (shimmed).
 bridge: setup bridge-env
 	$(BIN)/python -m pytest tests/bridge
 

@@ -1,4 +1,4 @@
-"""Between Hugging Face's format and Megatron's, through Bridge's ``AutoBridge``. Runs on CPU."""
+"""Between Hugging Face's format and Megatron's, through Bridge's ``AutoBridge``, in the CPU's memory."""
 
 from __future__ import annotations
 

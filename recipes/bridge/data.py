@@ -90,8 +90,11 @@ def use_instructions(config: Any, folder: Path | None, settings: Mapping[str, An
         values["packed_sequence_specs"] = packed(folder, length, int(config.model.context_parallel_size))
     elif not (folder / INSTRUCTIONS["train"]).is_file():
         raise ConfigError(f"data: {folder} has neither packed sequences (train/) nor {INSTRUCTIONS['train']}")
-    elif _is_chat(folder / INSTRUCTIONS["train"]):
-        values["dataset_kwargs"] = {"chat": True, "use_hf_tokenizer_chat_template": True}
+    else:
+        if _is_chat(folder / INSTRUCTIONS["train"]):
+            values["dataset_kwargs"] = {"chat": True, "use_hf_tokenizer_chat_template": True}
+        if several_nodes() and os.environ.get("LOCAL_RANK") == "0":
+            gate.index_lines([folder / name for name in INSTRUCTIONS.values() if (folder / name).is_file()])
     config.dataset = FinetuningDatasetConfig(**values)
     config.model.seq_length = length
 

@@ -13,8 +13,9 @@ import importlib
 import importlib.util
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -135,6 +136,16 @@ def packed_specs_class() -> Any:
         if _exists(name):
             return importlib.import_module(name).PackedSequenceSpecs
     raise ConfigError("this Bridge has no PackedSequenceSpecs: it cannot train on packed sequences")
+
+
+def index_lines(files: Sequence[Path]) -> None:
+    """Make the index of JSONL files that Bridge reads beside them; those that are there stay.
+
+    Bridge has the first rank of the first node make it, and no other node (``_TextMemMapDataset``, 0.3.1,
+    whose comments promise otherwise).
+    """
+    utils = importlib.import_module("megatron.bridge.data.datasets.utils")
+    utils.build_index_files([str(file) for file in files], 10, workers=1)  # 10 ends a line
 
 
 def trainer(kind: str) -> Callable[..., None]:

@@ -1,16 +1,22 @@
-"""Megatron-Bridge's own environment, and stand-ins for what its stages read. `make bridge-env` makes it."""
+"""Megatron-Bridge's own environment, and a project whose runs use it. `make bridge-env` makes the first."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
+
+from tests.e2e.conftest import Project
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = Path(os.environ.get("NEMO_SKY_BRIDGE_PYTHON", ROOT / "tests/bridge/.venv/bin/python"))
+VOCABULARY = 512
 
 
 @pytest.fixture(scope="session")
@@ -21,6 +27,44 @@ def bridge_python() -> str:
     if shutil.which("nvidia-smi"):
         pytest.skip("this machine has a GPU: the CPU shim refuses to load on one")
     return str(PYTHON)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A byte-level tokenizer of exactly 512 tokens: the vocabulary needs no padding at any TP."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = ["<|endoftext|>", *letters, *(f"<|unused{n}|>" for n in range(VOCABULARY - 1 - len(letters)))]
+    made = Tokenizer(models.BPE({word: index for index, word in enumerate(words)}, []))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    folder = tmp_path_factory.mktemp("tokenizer")
+    made.save(str(folder / "tokenizer.json"))
+    kind = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(kind))
+    return folder
+
+
+def make_project(folder: Path, python: str, configs: Mapping[str, Mapping[str, Any]]) -> Project:
+    """A project with the shipped recipes themselves, an empty store, and three profiles.
+
+    `local` is the shipped one. `bridge` runs the agent and the stage's script in Bridge's environment, as a
+    node with NVIDIA's image would; `shimmed` puts the CPU shim under the script too.
+    """
+    folder.mkdir()
+    (folder / "recipes").symlink_to(ROOT / "recipes")
+    (folder / "nemo-sky.yaml").touch()
+    (folder / "clusters").mkdir()
+    shutil.copy(ROOT / "clusters/local.yaml", folder / "clusters")
+    path = f"{Path(python).parent}:{os.environ['PATH']}"
+    for name, first in (("bridge", ""), ("shimmed", f"{ROOT / 'tests/bridge/site'}:")):
+        env = {"PATH": path, "PYTHONPATH": f"{first}{ROOT}", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        profile = {"extends": "local", "env": env}
+        (folder / f"clusters/{name}.yaml").write_text(yaml.safe_dump(profile))
+    for name, values in configs.items():
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(dict(values)))
+    return Project(folder)
 
 
 @pytest.fixture(scope="session")

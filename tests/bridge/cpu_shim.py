@@ -1,7 +1,7 @@
 """Makes ``cuda`` mean ``cpu`` in this process, so that Megatron-Bridge's own training loop runs on a CPU.
 
 For tests only: what it shows is that our scripts drive the real Bridge rightly, never how fast or how well
-a GPU would train. It refuses to load where there is a GPU. Source lines are of Megatron-Bridge 0.3.1 and
+a GPU would train. It refuses to load on a machine with a GPU. Source lines are of Megatron-Bridge 0.3.1 and
 Megatron-Core 0.16.1.
 """
 
@@ -10,10 +10,15 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import shutil
+import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
+
+from tests.bridge import stubs
 
 
 def _is_cuda(device: Any) -> bool:
@@ -49,10 +54,26 @@ class _Stream:
         pass
 
 
+class GpuFoundError(RuntimeError):
+    """This machine has a GPU."""
+
+
+def refuse_gpus() -> None:
+    """Raises GpuFoundError where there is a GPU, also one that this build of PyTorch cannot use."""
+    driver = shutil.which("nvidia-smi") or next(map(str, Path("/dev").glob("nvidia[0-9]*")), None)
+    if driver or torch.cuda.is_available() or torch.cuda.device_count():
+        raise GpuFoundError(
+            f"the CPU shim is for machines without a GPU, where it would hide what the GPU does; "
+            f"here is {driver or torch.cuda.get_device_name()}"
+        )
+
+
 def install() -> None:
-    """Raises RuntimeError on a machine with a GPU. Bridge's stubs must be importable already."""
-    if torch.cuda.is_available() or torch.cuda.device_count():
-        raise RuntimeError("the CPU shim is for machines without a GPU: it would hide what the GPU does")
+    """Stub what is for GPUs only, and have the rest run on the CPU. Raises GpuFoundError."""
+    refuse_gpus()
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    stubs.install()
     cuda: Any = torch.cuda
     cuda.current_device = lambda: torch.device("cpu")
     for name in ("synchronize", "empty_cache", "set_device", "reset_peak_memory_stats"):
@@ -66,9 +87,16 @@ def install() -> None:
     random: Any = importlib.import_module("megatron.core.tensor_parallel.random")
     random._get_cuda_rng_state = lambda *args, **kwargs: torch.get_rng_state()
     random._set_cuda_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
+    start = torch.distributed.init_process_group
+    torch.distributed.init_process_group = functools.partial(_without_nccl, start)
     _patch_bridge()
+    importlib.import_module("tests.bridge.cpu_layers").install()
     mode: Any = _CudaMeansCpu()
     mode.__enter__()
+
+
+def _without_nccl(start: Any, backend: str | None = None, **keywords: Any) -> None:
+    start("gloo" if backend == "nccl" else backend, **keywords)
 
 
 def _patch_bridge() -> None:

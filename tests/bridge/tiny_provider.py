@@ -94,9 +94,7 @@ def _config(dataset: Any) -> Any:
         dataset=dataset,
         logger=bridge.LoggerConfig(log_interval=1, tensorboard_dir=None),
         tokenizer=bridge.TokenizerConfig(tokenizer_type="NullTokenizer", vocab_size=VOCABULARY - 1),
-        checkpoint=bridge.CheckpointConfig(
-            save_interval=2, ckpt_format="torch_dist", fully_parallel_save=False, async_save=False
-        ),
+        checkpoint=bridge.CheckpointConfig(save_interval=2, ckpt_format="torch_dist", async_save=False),
         dist=bridge.DistributedInitConfig(distributed_backend="gloo", use_gloo_process_groups=True),
         rng=bridge.RNGConfig(seed=1234),
         mixed_precision=None,

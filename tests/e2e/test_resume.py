@@ -15,6 +15,7 @@ import pytest
 from launcher.artifacts import checkpoints
 from launcher.artifacts.store import open_store
 from tests.e2e.conftest import Project, make_project
+from tests.e2e.crash import kill_all, lines_until, processes_of, story
 from tests.e2e.s3 import FAKE_CREDENTIALS, serve
 
 # Long enough to be killed in the middle, short enough for a test: ten checkpoints in about 15 seconds.
@@ -41,54 +42,6 @@ def last_model(project: Project, done: subprocess.CompletedProcess[str]) -> dict
     assert outcome["status"] == "made"
     metadata: dict[str, Any] = outcome["metadata"]
     return metadata
-
-
-def processes_of(project: Project) -> list[int]:
-    """Every live process that was started for a run of this project: agents, torchrun, ranks, supervisors."""
-    runs = str(project.root / ".nemo-sky" / "runs").encode()
-    found = []
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            about = (entry / "environ").read_bytes() + (entry / "cmdline").read_bytes()
-            state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
-        except OSError:
-            continue
-        if runs in about and state not in "ZX":
-            found.append(int(entry.name))
-    return found
-
-
-def kill_all(project: Project, launcher: subprocess.Popen[str]) -> None:
-    """SIGKILL everything at once, as a power cut would."""
-    launcher.send_signal(signal.SIGKILL)
-    while pids := processes_of(project):
-        for pid in pids:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-    launcher.wait()
-
-
-def lines_until(launcher: subprocess.Popen[str], word: str) -> list[str]:
-    """Read the launch's output up to the line that holds ``word``."""
-    assert launcher.stdout
-    seen = []
-    for line in launcher.stdout:
-        seen.append(line)
-        if word in line:
-            return seen
-    raise AssertionError(
-        f"ended before {word!r}:\n{''.join(seen)}\n{launcher.stderr and launcher.stderr.read()}"
-    )
-
-
-def story(project: Project) -> dict[str, Any]:
-    newest = json.loads(project.run("runs", "list", "--json").stdout)[0]
-    shown: dict[str, Any] = json.loads(project.run("runs", "show", newest["run_id"], "--json").stdout)
-    return shown
 
 
 def test_killed_in_the_middle_of_training(prepared: Project, whole: dict[str, Any]) -> None:
