@@ -18,12 +18,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Input:
-    """One input of a stage: an artifact (pinned when ``manifest`` is known) or a folder of this machine."""
+    """One input of a stage: an artifact (pinned when ``manifest`` is known) or a folder of this machine.
+
+    ``coming``: the run of the same pipeline that is to publish the artifact before this stage begins.
+    """
 
     name: str
     ref: str
     manifest: Manifest | None = None
     path: str | None = None
+    coming: str | None = None
 
     @property
     def artifact(self) -> str | None:
@@ -39,6 +43,8 @@ class Input:
         """How job.yaml names it to the agent."""
         if self.path:
             return {"path": self.path}
+        if self.coming:
+            return {"ref": self.ref, "run": self.coming}
         return {"ref": self.manifest.uri if self.manifest else self.ref}
 
 

@@ -238,25 +238,18 @@ def write_job(plan: Plan, run: runs.Run, project: Project, request: Request) -> 
 
 def find_output(store: Store, plan: Plan) -> Manifest | None:
     """The newest artifact that a run with the plan's exact fingerprint made."""
-    return _newest(store, plan.output, "fingerprint", plan.fingerprint)
+    from launcher.artifacts import registry
+
+    if plan.output is None or plan.fingerprint is None:
+        return None
+    return registry.made_with(store, plan.output, "fingerprint", plan.fingerprint)
 
 
 def output_of(store: Store, name: str | None, run_id: str) -> Manifest | None:
     """The artifact ``name`` that this run published."""
-    return _newest(store, name, "run_id", run_id)
-
-
-def _newest(store: Store, name: str | None, key: str, value: str | None) -> Manifest | None:
     from launcher.artifacts import registry
-    from launcher.artifacts.uri import ArtifactRef
 
-    if name is None or value is None:
-        return None
-    for version in reversed(registry.versions(store, name)):
-        manifest = registry.resolve(store, ArtifactRef(name, version, None))
-        if manifest.producer.get(key) == value:
-            return manifest
-    return None
+    return registry.made_with(store, name, "run_id", run_id) if name else None
 
 
 def _task_of_run(plan: Plan, project: Project, run_id: str) -> task.Task:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from launcher import clusters, config, cookbook, fit, inputs, provenance, runspec, task
 from launcher.errors import UserError, did_you_mean
+from launcher.lineage import fingerprint
 from launcher.project import Project
 
 if TYPE_CHECKING:
@@ -337,19 +338,17 @@ def _plan(
     values, env = _job_values(composed, wanted)
     if source:  # read() has made its `run` a part of the recipe
         values, env = cookbook.script_values(values), cookbook.variables(values)
-    pinned = all(item.manifest or item.path for item in wanted.values())
     image = task.image_of(spec, profile)
-    fingerprint = None
-    if pinned:
-        fingerprint = provenance.fingerprint(
-            spec,
-            recipes.specs,
-            values=values,
-            inputs={name: item.digest for name, item in wanted.items()},
-            image=image,
-            script_args=request.script_args,
-            root=project.root,
-        )
+    recipe = provenance.recipe_fingerprint(
+        spec,
+        recipes.specs,
+        values=composed.values,
+        image=image,
+        script_args=request.script_args,
+        root=project.root,
+    )
+    pinned = all(item.manifest or item.path for item in wanted.values())
+    whole = fingerprint.of(recipe, {name: item.digest for name, item in wanted.items()}) if pinned else None
     price = profile.price_per_hour
     job = {
         "family": spec.family,
@@ -365,6 +364,7 @@ def _plan(
         "checkpoints": {"keep": CHECKPOINTS_KEPT} if spec.sky.checkpoint_dir else None,
         "price_per_hour": None if price is None else price * shape.nodes,
         "limits": {"retries": request.retries, "preemptions": request.preemptions},
+        "recipe_fingerprint": recipe,
         "provenance": {"image": image, "cluster": profile.name, "config": config_name},
     }
     return Plan(
@@ -376,7 +376,7 @@ def _plan(
         env=env,
         inputs=wanted,
         nodes=shape.nodes,
-        fingerprint=fingerprint,
+        fingerprint=whole,
         job=job,
         script_args=request.script_args,
         managed=managed_because(spec, profile, request),

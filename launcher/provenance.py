@@ -81,21 +81,20 @@ def code_files(spec: Runspec, specs: Iterable[Runspec]) -> list[Path]:
     )
 
 
-def fingerprint(
+def recipe_fingerprint(
     spec: Runspec,
     specs: Iterable[Runspec],
     *,
     values: Mapping[str, Any],
-    inputs: Mapping[str, str],
     image: str | None,
     script_args: Sequence[str],
     root: Path,
 ) -> str:
-    """64 hex digits over all that decides the stage's output.
+    """64 hex digits over all that decides the stage's output, except its inputs.
 
-    ``inputs`` maps each input to the digest of its content. Files that the config names under
-    ``[tool.nemo_sky] sources`` count by name, size and modification time, as ``make`` would judge them;
-    the Python library as a source counts by Python's version.
+    ``values`` is the composed config with its ``${art:...}`` as they are written. Files that the config names
+    under ``[tool.nemo_sky] sources`` count by name, size and modification time, as ``make`` would judge
+    them; the Python library as a source counts by Python's version.
     """
     family = _family_dir(spec)
     code = {
@@ -103,7 +102,7 @@ def fingerprint(
         for path in code_files(spec, specs)
     }
     sources = {key: _source_digest(_lookup(values, key), root) for key in spec.sky.sources}
-    recipe = [spec.name, code, values, dict(inputs), dict(spec.env), image, list(script_args), sources]
+    recipe = [spec.name, code, values, dict(spec.env), image, list(script_args), sources]
     return hashlib.sha256(json.dumps(recipe, sort_keys=True, default=str).encode()).hexdigest()
 
 

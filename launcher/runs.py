@@ -23,7 +23,11 @@ from launcher.errors import UserError, did_you_mean
 
 @dataclass(frozen=True)
 class Run:
-    """What was asked of one run. ``output`` is the artifact's name, None for a stage without one."""
+    """What was asked of one run. ``output`` is the artifact's name, None for a stage without one.
+
+    ``fingerprint`` is empty for a stage of a pipeline until its inputs are made: its journal knows it then.
+    ``recipe`` is all of it but the inputs.
+    """
 
     run_id: str
     family: str
@@ -38,6 +42,7 @@ class Run:
     output: str | None
     artifacts: str
     tracking: str
+    recipe: str = ""
 
 
 def new_id(family: str, stage: str, now: datetime | None = None) -> str:

@@ -16,6 +16,7 @@ from launcher.artifacts.manifest import Manifest
 from launcher.artifacts.store import FileStore, Store
 from launcher.artifacts.uri import parse_ref
 from launcher.errors import Refused
+from launcher.lineage import fingerprint
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,28 @@ def resolve(job: Job, store: Store) -> list[Input]:
                     hint="`nemo-sky artifacts import` puts it where every node can get it",
                 )
             found.append(Input(name, path=path))
+        elif "run" in entry:
+            found.append(Input(name, _made_before(store, entry["ref"], entry["run"])))
         else:
             found.append(Input(name, registry.resolve(store, parse_ref(entry["ref"]), _alias(job))))
     return found
+
+
+def _made_before(store: Store, ref: str, run_id: str) -> Manifest:
+    """What the stage before this one in its pipeline has published."""
+    name = parse_ref(ref).name
+    if manifest := registry.made_with(store, name, "run_id", run_id):
+        return manifest
+    raise Refused(f"{run_id}, which comes before this stage, has published no art://{name}")
+
+
+def provenance(job: Job, inputs: list[Input]) -> dict[str, Any]:
+    """What the launcher said of the run's making. A stage of a pipeline has its fingerprint only now that its
+    inputs are made; it is what the launcher reckons for them later."""
+    if job.provenance.get("fingerprint") or job.recipe_fingerprint is None:
+        return dict(job.provenance)
+    digests = {item.name: item.manifest.digest if item.manifest else str(item.path) for item in inputs}
+    return {**job.provenance, "fingerprint": fingerprint.of(job.recipe_fingerprint, digests)}
 
 
 def fetch(inputs: list[Input], node: Node, store: Store) -> None:

@@ -47,6 +47,7 @@ class Job:
     config: Mapping[str, Any]
     submission: str | None = None
     preemptions: int | None = None
+    recipe_fingerprint: str | None = None
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,7 @@ def read_job(folder: Path) -> Job:
             config=_mapping(folder / "train.yaml"),
             submission=values.get("submission"),
             preemptions=(values.get("limits") or {}).get("preemptions"),
+            recipe_fingerprint=values.get("recipe_fingerprint"),
         )
     except KeyError as error:
         raise UserError(f"{error.args[0]} is missing", where=where) from error

@@ -190,7 +190,7 @@ def carry_out(order: Order, attempt: Attempt, record: Record, clock: output.Cloc
     # What it made.
     if job.output:
         with ends_with(BAD_OUTPUT):
-            made_by = producer(order, attempt, record, clock)
+            made_by = producer(order, attempt, record, clock, found)
             manifest = output.publish(job, node, store, job.output, found, made_by, saved)
         record.event("output", manifest=asdict(manifest))
         say(f"published {manifest.uri} ({manifest.bytes / 1e6:.1f} MB)")
@@ -271,7 +271,7 @@ def started(order: Order, attempt: Attempt, config: dict[str, Any], found: list[
     names = {"run_id": job.run_id, "family": job.family, "stage": job.stage, "experiment": job.experiment}
     return {
         "attempt": attempt.number,
-        "run": {**job.provenance, **names, "submission": job.submission},
+        "run": {**inputs.provenance(job, found), **names, "submission": job.submission},
         "params": inputs.flat(config),
         "inputs": [item.event(order.store) for item in found],
         "place": dict(order.node.place),
@@ -279,11 +279,13 @@ def started(order: Order, attempt: Attempt, config: dict[str, Any], found: list[
     }
 
 
-def producer(order: Order, attempt: Attempt, record: Record, clock: output.Clock) -> dict[str, Any]:
+def producer(
+    order: Order, attempt: Attempt, record: Record, clock: output.Clock, found: list[Input]
+) -> dict[str, Any]:
     """Who made the output. Hours and cost are those of all attempts of the run."""
     job, spent = order.job, clock.run()
     return {
-        **job.provenance,
+        **inputs.provenance(job, found),
         "run_id": job.run_id,
         "family": job.family,
         "stage": job.stage,

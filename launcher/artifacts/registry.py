@@ -252,3 +252,12 @@ def _link(dest: Path, source: Path) -> None:
         temporary.replace(dest)
     except OSError as error:
         raise UserError(f"cannot link {dest} to {source}: {error.strerror}") from error
+
+
+def made_with(store: Store, name: str, key: str, value: str) -> Manifest | None:
+    """The newest version of ``name`` whose producer has ``value`` under ``key``, such as its run's id."""
+    for version in reversed(versions(store, name)):
+        manifest = resolve(store, ArtifactRef(name, version, None))
+        if manifest.producer.get(key) == value:
+            return manifest
+    return None
