@@ -103,14 +103,16 @@ class Plan:
 
 
 def select(request: Request, project: Project) -> list[runspec.Runspec]:
-    """The stages that the request names, in the order in which they must run.
+    """The stages that the request names, in the order in which they must run. ``all`` is the family's chain:
+    a stage beside it, as one that only converts somebody else's weights, says ``in_all = false``.
 
     Raises UserError, naming the nearest, for an unknown family or stage.
     """
     if request.stage != "all":
         return [runspec.find(project.recipes, f"{request.family}/{request.stage}")]
     found, _ = runspec.discover(project.recipes)
-    stages = inputs.order([spec for spec in found if spec.family == request.family])
+    family = inputs.order([spec for spec in found if spec.family == request.family])
+    stages = [spec for spec in family if spec.sky.in_all]
     if not stages:
         families = {spec.family for spec in found}
         raise UserError(
@@ -118,7 +120,12 @@ def select(request: Request, project: Project) -> list[runspec.Runspec]:
             hint="`nemo-sky recipes list` shows them",
         )
     names = [spec.stage for spec in stages]
+    beside = [spec.stage for spec in family if not spec.sky.in_all]
     for bound in (request.first, request.last):
+        if bound in beside:
+            raise UserError(
+                f"`all` does not run {bound}: launch it by itself", hint=f"`all` runs {', '.join(names)}"
+            )
         if bound is not None and bound not in names:
             raise UserError(f"{request.family} has no stage {bound!r}{did_you_mean(bound, names)}")
     start = names.index(request.first) if request.first else 0

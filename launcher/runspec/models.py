@@ -40,7 +40,7 @@ class Output:
 
 @dataclass(frozen=True)
 class Sky:
-    """What a cloud must know. ``spot`` None: as the cluster profile says."""
+    """What a cloud must know. ``spot`` None: as the cluster profile says. ``in_all``: see ``plan.select``."""
 
     accelerator: tuple[str, ...]
     disk_gb: int | None
@@ -50,6 +50,7 @@ class Sky:
     checkpoint_dir: str | None
     sources: tuple[str, ...]
     config_keys: tuple[str, ...]
+    in_all: bool
     inputs: Mapping[str, str]
     output: Output | None
 

@@ -156,6 +156,7 @@ FIELDS: tuple[Field, ...] = (
         "when deciding whether its output is current",
     ),
     Field(SKY, "config_keys", TEXTS, (), "further configuration keys that it knows, as globs: `train.*`"),
+    Field(SKY, "in_all", BOOLEAN, True, "whether `launch FAMILY all` runs it; it can always run by itself"),
     Field(
         SKY, "inputs", TEXT_TABLE, _NO_TEXTS, 'artifacts read: `data = "art://NAME"`; `run.data=` overrides'
     ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import yaml
 
 from launcher.cli.main import main
 
@@ -228,6 +230,27 @@ def test_render_all_is_current_until_a_recipe_changes(run: Run, project: Path) -
     assert "tasks/demo/old.yaml: no stage makes it" in stale.out
     run("render", "--all")
     assert not (project / "tasks/demo/old.yaml").exists()
+
+
+def test_a_dry_run_of_nano3_joins_every_stage(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NEMO_SKY_ARTIFACTS", str(tmp_path / "store"))
+    printed = run("launch", "nano3", "all", "--cloud", "any", "--dry-run", "--project", str(ROOT)).out
+    made: dict[str, str] = {}
+    for block in re.split(r"^---\n", printed, flags=re.MULTILINE)[:-1]:
+        name, nodes = re.findall(r"^# (nano3/\S+) with config 'default' on 'any', (\d+) node", block)[0]
+        task = yaml.safe_load(block)
+        assert task.get("num_nodes", 1) == int(nodes)
+        assert (
+            task["resources"].get("image_id", "docker:nvcr.io/nvidia/").startswith("docker:nvcr.io/nvidia/")
+        )
+        for artifact in re.findall(r"^# input \w+: art://(\S+) \(not made yet\)$", block, re.MULTILINE):
+            assert artifact in made.values(), f"{name} reads what no earlier stage makes"
+        (made[name],) = re.findall(r"^# makes: art://(\S+)$", block, re.MULTILINE)
+    stages = ["data/prep/pretrain", "data/prep/rl", "data/prep/sft", "pretrain", "sft"]
+    stages += ["model/export", "rl", "model/export-rl", "eval"]
+    assert list(made) == [f"nano3/{stage}" for stage in stages], "model/import has no part in it"
 
 
 def test_lists_are_json_for_programs(run: Run) -> None:

@@ -75,6 +75,15 @@ def test_stages_run_in_the_order_of_their_needs(place: project.Project) -> None:
     assert [spec.stage for spec in part] == ["c-train", "b-tune"]
 
 
+def test_a_stage_beside_the_chain_runs_only_by_itself(place: project.Project) -> None:
+    chain(place.root)
+    add_stage(place.root, "f/convert", "f-base", more="# [tool.nemo_sky]\n# in_all = false\n")
+    assert "convert" not in [spec.stage for spec in plan.select(ask(), place)]
+    assert [spec.stage for spec in plan.select(ask("convert"), place)] == ["convert"]
+    with pytest.raises(UserError, match="`all` does not run convert: launch it by itself"):
+        plan.select(ask(first="convert"), place)
+
+
 def test_a_circle_of_stages_is_named(place: project.Project) -> None:
     add_stage(place.root, "f/x", "f-x", y="art://f-y")
     add_stage(place.root, "f/y", "f-y", x="art://f-x")

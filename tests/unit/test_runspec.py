@@ -46,7 +46,7 @@ def test_defaults_are_those_of_the_specification(tmp_path: Path) -> None:
     assert spec.config == runspec.ConfigSpec("./config", "default", "omegaconf")
     assert spec.resources == runspec.Resources(1, 8)
     assert spec.env == {}
-    assert spec.sky == runspec.Sky((), None, None, None, 1, None, (), (), {}, None)
+    assert spec.sky == runspec.Sky((), None, None, None, 1, None, (), (), True, {}, None)
     assert (spec.dependencies, spec.requires_python) == ((), None)
     assert spec.script_path == tmp_path / "train.py"
     assert spec.config_dir == tmp_path / "config"
@@ -95,6 +95,7 @@ procs_per_node = 2
 checkpoint_dir = "checkpoints"
 sources = ["source.path"]
 config_keys = ["train.*"]
+in_all = false
 [tool.nemo_sky.inputs]
 data = "art://tiny-pretrain-data"
 [tool.nemo_sky.output]
@@ -105,7 +106,7 @@ type = "model"
     output = runspec.Output("tiny-pretrain-model", "model")
     inputs = {"data": "art://tiny-pretrain-data"}
     assert spec.sky == runspec.Sky(
-        ("H100",), 256, 80, True, 2, "checkpoints", ("source.path",), ("train.*",), inputs, output
+        ("H100",), 256, 80, True, 2, "checkpoints", ("source.path",), ("train.*",), False, inputs, output
     )
     assert (spec.family, spec.stage) == ("tiny", "data/prep/pretrain")
     two = block('[tool.runspec]\nname = "a/b"\n[tool.nemo_sky]\naccelerator = ["H200", "H100"]')

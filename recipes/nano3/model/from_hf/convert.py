@@ -17,6 +17,7 @@
 # accelerator = "H100"
 # disk_gb = 500
 # spot = true
+# in_all = false   # training from scratch has no use for it
 #
 # [tool.nemo_sky.output]
 # name = "nano3-base-model"
@@ -24,7 +25,8 @@
 # ///
 """NVIDIA's released weights, or any Hugging Face checkpoint of this architecture, as a Megatron checkpoint.
 
-SFT starts from it with `run.model=art://nano3-base-model`. Works on CPU; the GPU is for the image's kernels.
+SFT starts from it with `run.model=art://nano3-base-model`. The weights pass through the CPU's memory; the GPU
+is for the image's kernels.
 """
 
 from __future__ import annotations
