@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from launcher import clusters, runspec
+from launcher import clusters, faults, runspec
 
 FOLDER = Path(__file__).parent
 BLOCK = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -26,7 +26,17 @@ def profile_table() -> str:
     return "\n".join(rows)
 
 
-TABLES: dict[str, Callable[[], str]] = {"runspec": runspec.fields_markdown, "profile": profile_table}
+def fault_table() -> str:
+    """The faults that `nemo-sky check` knows by name."""
+    rows = ["| fault | means |", "|---|---|"]
+    return "\n".join([*rows, *(f"| `{name}` | {meaning} |" for name, meaning in faults.NAMES.items())])
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "runspec": runspec.fields_markdown,
+    "profile": profile_table,
+    "faults": fault_table,
+}
 
 
 def render(text: str) -> str:

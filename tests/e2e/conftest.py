@@ -62,8 +62,10 @@ class Project:
 
 
 def make_project(root: Path, **env: str) -> Project:
-    """Copy the shipped project to ``root`` and commit it, so that runs know their commit."""
+    """Copy the shipped project to ``root`` and commit it, so that runs know their commit. Another cookbook
+    stands beside it."""
     root.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(ROOT / "tests" / "fixtures" / "cookbook", root.parent / "Nemotron", dirs_exist_ok=True)
     for name in COPIED:
         source = ROOT / name
         if source.is_dir():

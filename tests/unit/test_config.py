@@ -545,3 +545,43 @@ def test_importing_is_cheap() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_manifest_that_data_preparation_wrote(folder: Path, write: Write, tmp_path: Path) -> None:
+    write("made/manifest.json", '{"digest": "abc", "rows": 3}')
+    made = folder / "made"
+    path = write("default.yaml", f"folder: {made}\na: ${{manifest:${{folder}},digest}}\n")
+    assert compose(folder, "default").values["a"] == "abc"
+    error = refusal(folder, "a='${manifest:${folder},digst}'")
+    assert "has no key 'digst'; did you mean 'digest'?" in error.message
+    error = refusal(folder, f"folder={tmp_path}/nowhere")
+    assert (error.where, "nowhere/manifest.json" in error.message) == (f"{path}:2", True)
+    write("made/manifest.json", "{")
+    assert "is not JSON" in refusal(folder).message
+
+
+def test_variables_that_have_another_value_on_the_node(
+    folder: Path, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("PWD", "HOME", "MY_TOKEN"):
+        monkeypatch.setenv(name, "/here")
+    monkeypatch.delenv("UNSET_HERE", raising=False)
+    write(
+        "default.yaml",
+        "a: ${oc.env:PWD}/x\nb: ${oc.env:HOME,/root}\nc: ${oc.env:HOME}/y\nd: ${oc.env:MY_TOKEN,''}\n"
+        "e: ${oc.env:UNSET_HERE}\nf: ???\ng: ${f}\nh: ${oc.env:UNSET_HERE,}\ni: ${mul:${e},2}\n",
+    )
+    there = {"PWD": "$NEMO_SKY_CODE", "HOME": None}
+    written = {"e": "${oc.env:UNSET_HERE}", "f": "???", "g": "${f}", "i": "${mul:${oc.env:UNSET_HERE},2}"}
+    assert compose(folder, "default", node_env=there, draft=True).values == {
+        "a": "$NEMO_SKY_CODE/x",
+        "b": "/root",
+        "c": "${oc.env:HOME}/y",
+        "d": "${oc.env:MY_TOKEN,''}",
+        "h": "",
+        **written,
+    }
+    values = compose(folder, "default", ["d=1"], draft=True).values
+    assert (values["a"], values["b"], values["c"]) == ("/here/x", "/here", "/here/y")
+    assert {key: values[key] for key in written} == written
+    assert "f has no value" in refusal(folder, "d=1").message

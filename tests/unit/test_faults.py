@@ -254,3 +254,22 @@ def test_a_launch_refuses_parallelism_that_does_not_divide() -> None:
         planned("pretrain", "model.tensor_model_parallel_size=3")
     with pytest.raises(UserError, match="not a multiple of micro batch 1 x 6 copies"):
         planned("pretrain", nodes=3)
+
+
+def test_nodes_that_generate_do_not_train() -> None:
+    """109 nodes: 72 for generation, 5 for the environments' models, 32 to train on."""
+    values = {
+        "policy": {
+            "megatron_cfg": {"tensor_model_parallel_size": 4, "context_parallel_size": 64},
+            "generation": {"colocated": {"enabled": False, "resources": {"num_nodes": 72}}},
+        },
+        "env": {"nemo_gym": {"num_gpu_nodes": 5}},
+        "cluster": {"gpus_per_node": 8},
+    }
+    assert fit.divides(values, 109 * 8) == []
+    assert fit.divides({"overrides": values}, 109 * 8) == []
+    ((key, message),) = [item for item in fit.divides(values, 110 * 8) if "tensor" in item[0]]
+    assert (key, message) == (
+        "policy.megatron_cfg.tensor_model_parallel_size",
+        "TP 4 x PP 1 x CP 64 = 256 does not divide 264 GPUs",
+    )
