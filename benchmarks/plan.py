@@ -49,10 +49,11 @@ CHOSE = "Considered resources"
 BOOTED = "on-boot-check finished"
 ENABLE = """
 import sys
-from sky import global_user_state as state
+from sky import check, global_user_state as state
 from sky.clouds.cloud import CloudCapability
 for capability in CloudCapability:
     state.set_enabled_clouds(sys.argv[1:], capability, "default")
+state.set_allowed_clouds(check._get_workspace_allowed_clouds("default"), "default")
 """
 IMPORTS = """
 import sys

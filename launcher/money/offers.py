@@ -19,7 +19,7 @@ from typing import Any
 
 from launcher import fit
 from launcher.clusters import Profile
-from launcher.errors import Refused
+from launcher.errors import Refused, UserError
 from launcher.money import catalogs, places
 from launcher.money.catalogs import DIGITS, Row
 from launcher.money.want import MARKETS, Market, Want, split_infra, want_of
@@ -261,7 +261,8 @@ def _cpu_offers(root: Path, cloud: str, want: Want) -> list[Offer]:
         "oci": ("vm.standard",),
     }
     rows = catalogs.read(root, cloud, words.get(cloud))
-    cpus, memory = want.cpus or "8+", want.memory or ("4x" if want.cpus is None else "0+")
+    # SkyPilot's own defaults for what a task leaves open.
+    cpus, memory = want.cpus or ("8+" if want.memory is None else "0+"), want.memory or "4x"
     return [
         _offer(cloud, row, row.instance, want, spot=row.spot, on_demand=row.on_demand)
         for row in rows
@@ -269,13 +270,19 @@ def _cpu_offers(root: Path, cloud: str, want: Want) -> list[Offer]:
         and family.match(row.instance)
         and row.arch in ("", "x86_64")
         and _fits(row.cpus, cpus)
-        and (row.memory >= 4 * row.cpus if memory == "4x" else _fits(row.memory, memory))
+        and _fits(row.memory, memory, row.cpus)
     ]
 
 
-def _fits(has: float, asked: str) -> bool:
-    least = float(asked.rstrip("+"))
-    return has >= least if asked.endswith("+") else abs(has - least) < 0.01
+def _fits(has: float, asked: str, cpus: float = 0.0) -> bool:
+    """Whether it is what is asked as ``4``, at least ``4+``, or ``4x`` for each vCPU."""
+    try:
+        number = float(asked.rstrip("+x"))
+    except ValueError:
+        raise UserError(f"{asked!r} is no size of a node: write 8, 8+ or, of memory, 4x") from None
+    if asked.endswith("x"):
+        return has >= number * cpus
+    return has >= number if asked.endswith("+") else abs(has - number) < 0.01
 
 
 def _offer(

@@ -150,6 +150,11 @@ def test_a_node_without_gpus_is_the_cheapest_of_the_families_that_skypilot_takes
     assert {offer.instance for offer in azure} == {"Standard_D4s_v5"}
     gcp = offers.find(Want(cpus="4+", memory="16+", infra="gcp"), CATALOGS).offers
     assert {offer.instance for offer in gcp} == {"n2-standard-4"}
+    exact = offers.find(Want(cpus="8", infra="aws/us-east-1"), CATALOGS).offers
+    assert {offer.instance for offer in exact} == {"m6i.2xlarge"}
+    assert not offers.find(Want(cpus="4+", memory="5x", infra="azure"), CATALOGS).offers
+    with pytest.raises(UserError, match="'many' is no size"):
+        offers.find(Want(cpus="many", infra="aws"), CATALOGS)
 
 
 # Prices at launch.
