@@ -123,6 +123,17 @@ def serve(port: int, env: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
     raise SystemExit(f"SkyPilot's API server did not come up:\n{log.read_text()[-2000:]}")
 
 
+def enable(names: list[str], env: dict[str, str]) -> None:
+    """Tell SkyPilot that these clouds are enabled until a dry run agrees: it may still be looking itself."""
+    for attempt in range(4):
+        subprocess.run([sys.executable, "-c", ENABLE, *names], env=env, check=True, capture_output=True)
+        done = subprocess.run(DRY_RUN, cwd=ROOT, env=env, capture_output=True, text=True)
+        if CHOSE in done.stdout:
+            return
+        print(f"try {attempt + 1}: {done.stderr.strip().splitlines()[-1:]}", flush=True)
+    raise SystemExit("SkyPilot found no cloud that it was told of")
+
+
 def stop(server: subprocess.Popen[bytes]) -> None:
     if server.poll() is None:
         os.killpg(server.pid, signal.SIGTERM)
