@@ -140,20 +140,22 @@ def test_nothing_is_left_of_a_rig_whose_owner_was_killed(aws: AwsRig, tmp_path: 
     owner = subprocess.Popen(
         [sys.executable, "-c", program, str(folder)], cwd=skyhome.ROOT, stdout=subprocess.PIPE, text=True
     )
-    assert owner.stdout
-    assert owner.stdout.readline() == "up\n"
-    settings = json.loads((folder / "cloud.json").read_text())
-    state = json.loads((folder / "up.json").read_text())
-    gateway = settings["block"].replace(".0.0/16", ".0.1")
-    other = AwsRig(folder, {}, f"http://{gateway}:{settings['port']}", settings["bucket"], folder)
-    instance = launch(other, "us-east-1a")
-    assert processes_in(other, instance)
-    os.kill(state["cloud"][0], signal.SIGKILL)
-    until(lambda: not processes_in(other, instance))  # the machines die with their cloud
-    clear_abandoned()
-    assert Path(f"/sys/class/net/{settings['bridge']}").exists()  # its owner lives
-    owner.kill()
-    owner.communicate()
+    try:
+        assert owner.stdout
+        assert owner.stdout.readline() == "up\n"
+        settings = json.loads((folder / "cloud.json").read_text())
+        state = json.loads((folder / "up.json").read_text())
+        gateway = settings["block"].replace(".0.0/16", ".0.1")
+        other = AwsRig(folder, {}, f"http://{gateway}:{settings['port']}", settings["bucket"], folder)
+        instance = launch(other, "us-east-1a")
+        assert processes_in(other, instance)
+        os.kill(state["cloud"][0], signal.SIGKILL)
+        until(lambda: not processes_in(other, instance))  # the machines die with their cloud
+        clear_abandoned()
+        assert Path(f"/sys/class/net/{settings['bridge']}").exists()  # its owner lives
+    finally:
+        owner.kill()
+        owner.communicate()
     clear_abandoned()
     assert not Path(f"/sys/class/net/{settings['bridge']}").exists()
     assert not list((folder / "machines").iterdir())

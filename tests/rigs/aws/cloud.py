@@ -116,9 +116,10 @@ class Cloud:
         """Make the machines what the instances say. Ends come first: moto gives an address again at once."""
         for instance_id, end in list(self._ends.items()):
             if time.time() >= end:
-                self._machines[instance_id].kill()
-                _backend(self._machines[instance_id].facts.region).terminate_instances([instance_id])
                 del self._ends[instance_id]
+                if machine := self._machines.get(instance_id):  # else it was terminated meanwhile
+                    machine.kill()
+                    _backend(machine.facts.region).terminate_instances([instance_id])
         states = {instance.id: instance for instance in _instances()}
         for instance_id, machine in list(self._machines.items()):
             state = states[instance_id]._state.name if instance_id in states else "terminated"
@@ -126,7 +127,6 @@ class Cloud:
                 machine.kill()
             elif state in ("shutting-down", "terminated"):
                 machine.delete()
-                self._ends.pop(instance_id, None)
                 del self._machines[instance_id]
         for instance_id, instance in states.items():
             if instance._state.name == "running" and instance_id not in self._failed:

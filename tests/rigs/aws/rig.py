@@ -10,6 +10,7 @@ died is cleared by the next one on the machine.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -118,22 +120,25 @@ def aws_rig(folder: Path, *, grace_s: float = GRACE_S) -> Iterator[AwsRig]:
 
 
 def up(folder: Path, *, grace_s: float = GRACE_S, owner: int | None = None) -> AwsRig:
-    """Bring a rig up in ``folder``, an own one that is made. Without ``owner`` it stays until ``down``."""
+    """Bring a rig up in ``folder``, which is made. Without ``owner`` it stays until ``down``."""
     image.check_machine()
     folder = folder.resolve()
-    down(folder)
+    if folder.exists():
+        raise FileExistsError(f"{folder} is there already: a rig needs a new folder")
     clear_abandoned()
     disk = image.ensure()
-    port, api_port = skyhome.free_ports(2)
-    settings = Settings(f"nsr{os.getpid()}", network.free_block(), port, BUCKET, grace_s)
     folders.make(folder)
-    (folder / "cloud.json").write_text(json.dumps(asdict(settings)))
-    state = State(settings.bridge, owner=_identity(owner) if owner else None, cloud=None)
-    _save(folder, state)
-    (_registry() / settings.bridge).symlink_to(folder)
-    process = _start_cloud(folder)
-    _save(folder, replace(state, cloud=_identity(process.pid)))
-    _until(lambda: (folder / "ready").exists() or process.poll() is not None, 60)
+    with (image.CACHE / "up.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # from choosing the addresses until they are taken
+        port, api_port = skyhome.free_ports(2)
+        settings = Settings(f"nsr{uuid.uuid4().hex[:8]}", network.free_block(), port, BUCKET, grace_s)
+        (folder / "cloud.json").write_text(json.dumps(asdict(settings)))
+        state = State(settings.bridge, owner=_identity(owner) if owner else None, cloud=None)
+        _save(folder, state)
+        (_registry() / settings.bridge).symlink_to(folder)
+        process = _start_cloud(folder)
+        _save(folder, replace(state, cloud=_identity(process.pid)))
+        _until(lambda: (folder / "ready").exists() or process.poll() is not None, 120)
     if not (folder / "ready").exists():
         raise RuntimeError(f"the rig's AWS did not start:\n{(folder / 'cloud.log').read_text()[-3000:]}")
     home = _home(folder, disk, settings.endpoint, api_port)
