@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from launcher.money import charts, simulate, traces
+from launcher.money import availability, charts, simulate, traces
 from launcher.money.availability import Tally
 from launcher.money.simulate import OURS
 from launcher.money.traces import Market
@@ -55,6 +55,9 @@ def measure(
         budget=None,
     )
     without = list(zones) if unknown else []
+    if len(zones) > 1:  # what is known of all zones, and of this job's pools
+        whole = simulate.history(market.only(zones))
+        past = [known | more for known, more in zip(past, whole, strict=True)]
     found = {
         "optimum": {"cost": sum(simulate.optima(part, job)), "late": 0.0},
         "on-demand work": {"cost": job.on_demand_cost * len(picked), "late": 0.0},
@@ -97,6 +100,15 @@ def show(title: str, found: dict[str, dict[str, float]]) -> dict[str, Any]:
     return ratios
 
 
+def shipped(market: Market) -> dict[str, Tally]:
+    """What all windows teach of every zone, and of the pools that a job over two or all zones looks at."""
+    sets = [*itertools.combinations(market.zones, 2), market.zones]
+    known: dict[str, Tally] = {}
+    for zones in sets:
+        known |= simulate.pooled(simulate.history(market.only(zones)))
+    return known
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("windows", type=Path)
@@ -104,8 +116,12 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1, help="use every Nth window")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path, help="bars of the single zones, as .png or .svg")
+    parser.add_argument("--prior", type=Path, help="only write the history that comes with nemo-sky")
     wanted = parser.parse_args()
     market = traces.read(wanted.windows)
+    if wanted.prior:
+        availability.save_prior(shipped(market), wanted.prior)
+        return
     past = simulate.history(market)
     picked = range(0, len(market.windows), wanted.every)
     results: dict[str, Any] = {"windows": len(picked)}

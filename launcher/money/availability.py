@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,6 +37,8 @@ CELLS = 16
 """Three-hour cells of the (UTC) day, on a weekday or at the weekend."""
 OWN_WEIGHT = 8.0
 """A tick of the zone's own history counts as much as this many ticks of other zones."""
+POOL_WEIGHT = 100.0
+"""The same for a pool's own history: pools differ more from zones than zones do from each other."""
 SHRINK = 20.0
 """Flips added to both sides of a cell's observed : expected ratio, so that few flips say little."""
 SHIPPED = Path(__file__).with_name("prior.json")
@@ -76,7 +78,12 @@ class Tally:
 
 
 Prior = Mapping[str, Tally]
-"""History by zone name."""
+"""History by zone, and by pool of zones (``pool``)."""
+
+
+def pool(zones: Iterable[str]) -> str:
+    """The name of ``zones`` taken together, up when one of them is, in a prior."""
+    return "|".join(sorted(zones))
 
 
 def state_of(up: bool, age: float) -> int:
@@ -84,14 +91,8 @@ def state_of(up: bool, age: float) -> int:
     return int(up) * CLASSES + int(np.searchsorted(AGES, age, side="right")) - 1
 
 
-def cell_of(moment: datetime) -> int:
-    """The cell of the week that ``moment`` (UTC when it has no zone) lies in."""
-    at = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
-    return at.hour // 3 + 8 * (at.weekday() >= 5)
-
-
 def cells(start: datetime, gap: float, ticks: int) -> NDArray[np.int64]:
-    """``cell_of`` at each of ``ticks`` ticks of ``gap`` seconds from ``start``."""
+    """The cell of the week at each of ``ticks`` ticks of ``gap`` seconds from ``start`` (UTC when naive)."""
     at = start.replace(tzinfo=UTC) if start.tzinfo is None else start.astimezone(UTC)
     hours = at.weekday() * 24 + at.hour + at.minute / 60 + at.second / 3600 + np.arange(ticks) * gap / 3600
     return np.asarray((hours % 24 // 3 + 8 * (hours // 24 % 7 >= 5)).astype(np.int64))
@@ -135,17 +136,20 @@ UP = np.arange(STATES) >= CLASSES
 
 
 def chain(prior: Prior, zone: str, *, gap: float = TICK, default_price: float = 1.0) -> Chain:
-    """The model of ``zone``: other zones' history, and its own with ``OWN_WEIGHT``.
+    """The model of ``zone`` or pool: zones' history, and its own with ``OWN_WEIGHT`` or ``POOL_WEIGHT``.
 
     With no history at all, half a flip per age class is assumed: up and down both last about two ticks
     until experience says otherwise.
     """
     own = prior.get(zone, Tally())
-    everyone = own * (OWN_WEIGHT - 1)
-    nearby = Tally()
+    pooled = "|" in zone
+    everyone = own * (POOL_WEIGHT if pooled else OWN_WEIGHT - 1)
+    nearby = own if pooled else Tally()
     for name, known in prior.items():
+        if "|" in name:
+            continue
         everyone = everyone + known
-        if region(name) == region(zone):
+        if not pooled and region(name) == region(zone):
             nearby = nearby + known
     moves = everyone.moves.copy()
     rows = np.arange(STATES)
@@ -177,6 +181,13 @@ def chain(prior: Prior, zone: str, *, gap: float = TICK, default_price: float = 
         turn_up=turn_up,
         turn_down=turn_down,
     )
+
+
+def lives(one: Chain) -> Floats:
+    """The ticks that the zone is expected to stay up from now, by age class, over all hours alike."""
+    steps = one.steps.mean(axis=0)[np.ix_(UP, UP)]
+    found: Floats = np.linalg.solve(np.eye(CLASSES) - steps, np.ones(CLASSES))
+    return found
 
 
 def load_prior(path: Path = SHIPPED) -> dict[str, Tally]:

@@ -1,12 +1,14 @@
 """The spot policy: where to run now, and on which market. Pure functions, no clock, no I/O.
 
-    plan = make_plan(job, zones, prior, start)      once per launch: about 0.3 s a zone
+    plan = make_plan(job, zones, prior, start)      once per launch: 0.3 s, or 1 s with two pools
     memory = observe(memory, offers, now)           at each tick: what the market shows
     decide(plan, state, offers, now) -> Launch | Keep | Wait | Stop      well under a millisecond
 
-``plan`` holds, per zone, the expected cost of going on from any situation (``program.solve``). A decision
-compares the actions that are open now by what they cost this tick and what is expected after it. Three
-rules stand above the expectation, exactly and whatever the model believes:
+Zones of about one price form a pool: a job in one of them loses little by moving to another, so what
+counts is whether any is up. ``plan`` holds the expected cost of going on from any situation
+(``program.solve``), with the state of the cheap pool and of the dear one. A decision compares the actions
+that are open now by what they cost this tick and what is expected after it. Three rules stand above the
+expectation, exactly and whatever the model believes:
 
 1. *Deadline*: no action is taken after which on-demand could not finish in time, if the job still can.
 2. *Budget*: no tick is begun that the budget cannot pay. While the budget could pay for finishing
@@ -33,6 +35,8 @@ from launcher.money import availability, program
 
 ON_DEMAND = "on-demand"
 """The place name of on-demand, wherever it is (``State.place``, ``Launch.place``)."""
+POOL_PRICE = 1.1
+"""Zones up to this many times the price of the cheapest form the cheap pool."""
 
 
 @dataclass(frozen=True)
@@ -109,10 +113,13 @@ Decision = Launch | Keep | Wait | Stop
 
 
 @dataclass(frozen=True)
-class ZonePlan:
-    chain: availability.Chain
+class Pool:
+    """Zones of about one price. ``price``: $/h of the cheapest that is up, on average; ``lives``: per zone
+    and age class, the ticks that it is expected to stay up."""
+
+    zones: tuple[str, ...]
     price: float
-    table: program.Table
+    lives: Mapping[str, availability.Floats]
 
 
 @dataclass(frozen=True)
@@ -120,7 +127,8 @@ class Plan:
     """What ``decide`` looks up; made by ``make_plan``. ``began`` is its time, in seconds from launch."""
 
     job: Job
-    zones: Mapping[str, ZonePlan]
+    pools: tuple[Pool, ...]
+    table: program.Table
     began: float
     ticks: int
     work: int
@@ -137,12 +145,12 @@ def make_plan(
     began: float = 0.0,
     work: float | None = None,
 ) -> Plan:
-    """Solve each zone's program from ``start`` (the time of day counts) to the deadline.
+    """Solve the program from ``start`` (the time of day counts) to the deadline.
 
-    ``prices`` are today's spot prices in $/h; a zone that is not in it costs what history says. To plan
-    again on the way, with more history, give ``began`` (seconds since launch; ``start`` is then that moment)
-    and the ``work`` left. Raises UserError for a job that makes no sense, Refused for one that on-demand
-    itself could not finish in time.
+    ``prices`` are today's spot prices in $/h; a zone that is not in it costs what history says. A pool that
+    ``prior`` does not know is taken to be up no more than its best zone. To plan again on the way, with more
+    history, give ``began`` (seconds since launch; ``start`` is then that moment) and the ``work`` left.
+    Raises UserError for a job that makes no sense, Refused for one that on-demand itself could not finish.
     """
     _check(job)
     ticks = math.floor((job.deadline - began) / job.tick + 1e-6)
@@ -156,20 +164,37 @@ def make_plan(
         zone: availability.chain(prior, zone, gap=job.tick, default_price=job.on_demand / 3) for zone in zones
     }
     known = {zone: (prices or {}).get(zone, chains[zone].price) for zone in zones}
+    pools, markets = [], []
+    for group in pools_of(known):
+        best = max(group, key=lambda zone: chains[zone].share)
+        name = availability.pool(group)
+        whole = availability.chain(prior, name, gap=job.tick) if name in prior else chains[best]
+        shares = np.array([chains[zone].share for zone in group])
+        turns = np.array([chains[zone].turn_down for zone in group])
+        hop = max(float(turns @ shares / shares.sum()) - whole.turn_down, 0.0) if len(group) > 1 else 0.0
+        lives = {zone: availability.lives(chains[zone]) for zone in group}
+        pools.append(Pool(group, _cheapest_up(group, shares, known), lives))
+        markets.append(program.Market(whole.steps, pools[-1].price, hop))
     cell = availability.cells(start, job.tick, ticks)
-    plans = {}
-    for zone in zones:
-        table = program.solve(
-            chains[zone].steps,
-            cell,
-            price=known[zone],
-            on_demand=job.on_demand,
-            work=left,
-            restart=restart,
-            stride=8 if len(zones) < 3 else 16,
-        )
-        plans[zone] = ZonePlan(chains[zone], known[zone], table)
-    return Plan(job, plans, began, ticks, left, restart)
+    table = program.solve(markets, cell, on_demand=job.on_demand, work=left, restart=restart)
+    return Plan(job, tuple(pools), table, began, ticks, left, restart)
+
+
+def pools_of(prices: Mapping[str, float]) -> list[tuple[str, ...]]:
+    """The zones within ``POOL_PRICE`` of the cheapest, and the rest if there is one, in order of name."""
+    limit = min(prices.values()) * POOL_PRICE
+    cheap = tuple(sorted(zone for zone, price in prices.items() if price <= limit))
+    dear = tuple(sorted(zone for zone in prices if zone not in cheap))
+    return [cheap, dear] if dear else [cheap]
+
+
+def _cheapest_up(group: Sequence[str], shares: availability.Floats, prices: Mapping[str, float]) -> float:
+    """The mean price of the cheapest zone that is up, as if zones were up independently."""
+    paid, reached = 0.0, 1.0
+    for zone, share in sorted(zip(group, shares.tolist(), strict=True), key=lambda one: prices[one[0]]):
+        paid += reached * share * prices[zone]
+        reached *= 1 - share
+    return paid / (1 - reached)
 
 
 def observe(memory: Mapping[str, Memory] | None, offers: Sequence[Offer], now: float) -> dict[str, Memory]:
@@ -194,7 +219,8 @@ def decide(plan: Plan, state: State, offers: Sequence[Offer], now: float) -> Dec
         return Stop("done")
     if now >= job.deadline - 1e-6:
         return Stop("deadline")
-    here = _Here(plan, state, {o.zone: o for o in offers if o.zone in plan.zones}, now)
+    known = {zone for pool in plan.pools for zone in pool.zones}
+    here = _Here(plan, state, {o.zone: o for o in offers if o.zone in known}, now)
     choice = here.capped() if here.tight else here.cheapest()
     if job.budget is not None:
         affordable = here.room >= here.rate(choice) * job.tick / 3600 - 1e-9
@@ -246,48 +272,58 @@ class _Here:
         paid = self.rate(place) * self.plan.job.tick / 3600
         return self.room - paid >= (self._finish(after, work) if work else 0.0) - 1e-9
 
-    def later(self, zone: str) -> NDArray[np.float32]:
-        """Expected costs after this tick, by mode and slack, in the program of ``zone``."""
-        one = self.plan.zones[zone]
-        seen = (self.state.memory or {}).get(zone, Memory(zone in self.up, self.now - availability.FIRST_AGE))
-        table: NDArray[np.float32] = one.table.later[one.table.slab[self.t]]
-        here: NDArray[np.float32] = table[availability.state_of(seen.up, self.now - seen.since)]
+    def later(self) -> NDArray[np.float32]:
+        """Expected costs after this tick, by mode and slack, with each pool as it is now."""
+        table = self.plan.table
+        states = [self.state_of(pool) for pool in self.plan.pools]
+        here: NDArray[np.float32] = table.later[(table.slab[self.t], slice(None), *states)]
         return here
 
-    def cost(self, place: str | None, zone: str) -> float:
-        """Expected cost of this tick at ``place`` and all that follows, in the program of ``zone``."""
-        later, m = self.later(zone), program.modes(self.plan.restart)
-        if place is None:
-            return float(later[0, self.column - 1])
-        first = 1 if place == ON_DEMAND else 1 + m
-        pending = self.overhead_of(place)
-        now = self.plan.zones[zone].price if place == zone else self.rate(place)
-        if pending:
-            return now + float(later[first + pending - 1, self.column - 1])
-        return now + float(later[first, self.column])
+    def seen(self, zone: str) -> Memory:
+        """Since when the zone has been up or down; one never offered is down."""
+        first = Memory(zone in self.up, self.now - availability.FIRST_AGE)
+        return (self.state.memory or {}).get(zone, first)
 
-    def start_cost(self, zone: str) -> float:
-        """What choosing ``zone`` over another costs: its price now will hold for about as long as a stay."""
-        one = self.plan.zones[zone]
-        shift = self.offers[zone].price - one.price
-        return self.cost(zone, zone) + shift * min(self.work, 1 / one.chain.turn_down)
+    def state_of(self, pool: Pool) -> int:
+        """The chain's state of a pool: as old as its oldest zone that is up, or the last that went down."""
+        known = [self.seen(zone) for zone in pool.zones]
+        up = [one.since for one in known if one.up]
+        since = min(up) if up else max(one.since for one in known)
+        return availability.state_of(bool(up), self.now - since)
+
+    def wear(self, zone: str, pool: Pool) -> float:
+        """$/h of work in a new stay there, with its restart spread over the time that it may last."""
+        age = availability.state_of(True, self.now - self.seen(zone).since) - availability.CLASSES
+        life = min(float(pool.lives[zone][age]), self.work + self.plan.restart)
+        return self.rate(zone) * life / max(life - self.plan.restart, 0.1)
 
     def cheapest(self) -> str | None:
         """The action of least expected cost among those that keep deadline and budget."""
-        place = self.state.place
-        spots = [zone for zone in self.up if self.allowed(zone)]
-        fixed = [p for p in (None, ON_DEMAND) if self.allowed(p)]
-        if place in spots:
-            focus = str(place)
-        elif spots:
-            focus = min(spots, key=self.start_cost)
-        else:
-            if not fixed:
-                return place if place is not None else ON_DEMAND
-            names = list(self.offers) or list(self.plan.zones)
-            focus = min(names, key=lambda zone: self.cost(fixed[0], zone))
-        options = [*fixed, focus] if spots else fixed
-        return min(options, key=lambda p: (self.cost(p, focus), p != place))
+        plan, place = self.plan, self.state.place
+        later = self.later()
+        options: list[tuple[float, bool, str | None]] = []
+
+        def add(where: str | None, rate: float, first: int) -> None:
+            pending, levels = self.overhead_of(where) if where else 0, plan.table.levels
+            level = min(max(pending - 1, 0), levels - 1)
+            # Overhead that is no mode of its own is paid in slack at once.
+            column = self.column - (where is None or pending > 0) - (max(pending - 1, 0) - level)
+            if column >= 0:
+                options.append((rate + float(later[first + level, column]), where != place, where))
+
+        for where, rate, first in ((None, 0.0, 0), (ON_DEMAND, plan.job.on_demand, 1)):
+            if self.allowed(where):
+                add(where, rate, first)
+        for i, pool in enumerate(plan.pools):
+            spots = [zone for zone in pool.zones if zone in self.up and self.allowed(zone)]
+            found = [place] if place in spots else []
+            if spots:
+                found.append(min(spots, key=lambda zone, pool=pool: self.wear(zone, pool)))  # type: ignore[misc]
+            for where in dict.fromkeys(found):
+                add(where, pool.price, 1 + (i + 1) * plan.table.levels)
+        if not options:
+            return place if place is not None else ON_DEMAND
+        return min(options, key=lambda option: option[:2])[2]
 
     def capped(self) -> str | None:
         """The budget cannot pay for finishing on-demand: the most work for the money that is left."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -212,14 +212,26 @@ def optima(market: Market, job: Setting) -> list[float]:
 
 
 def history(market: Market) -> list[dict[str, availability.Tally]]:
-    """What each window would teach, by zone."""
-    return [
-        {
-            zone: availability.tally(w.up[z], w.price[z], w.start, market.gap)
-            for z, zone in enumerate(market.zones)
-        }
+    """What each window would teach, by zone, and by each pool that a job over all zones would look at."""
+    groups = {(zone,) for zone in market.zones} | pools(market)
+    found = []
+    for w in market.windows:
+        known = {}
+        for group in groups:
+            rows = [market.zones.index(zone) for zone in group]
+            up, price = np.any(w.up[rows], axis=0), w.price[rows].min(axis=0)
+            known[availability.pool(group)] = availability.tally(up, price, w.start, market.gap)
+        found.append(known)
+    return found
+
+
+def pools(market: Market) -> set[tuple[str, ...]]:
+    """The pools that a job over all zones would look at, by the prices at the start of each window."""
+    return {
+        group
         for w in market.windows
-    ]
+        for group in policy.pools_of(dict(zip(market.zones, w.price[:, 0].tolist(), strict=True)))
+    }
 
 
 def overlaps(one: Window, other: Window, gap: float) -> bool:
@@ -243,7 +255,7 @@ def held_out(
         if overlaps(target, other, market.gap):
             continue
         for zone, one in tallies.items():
-            if zone not in without:
+            if not set(zone.split("|")) & set(without):
                 known[zone] = known.get(zone, availability.Tally()) + one
     return known
 
@@ -273,10 +285,6 @@ def trace(market: Market, replays: Sequence[Replay], ticks: int) -> dict[str, An
         signs = ["-" if c == IDLE else "o" if c == ON_DEMAND else str(c) for c in one.choices]
         windows.append({"choice": signs + ["-"] * (ticks - len(signs))})
     return {"zones": list(market.zones), "windows": windows}
-
-
-def with_budget(job: Setting, budget: float | None) -> Setting:
-    return replace(job, budget=budget)
 
 
 def pooled(past: Sequence[dict[str, availability.Tally]]) -> dict[str, availability.Tally]:

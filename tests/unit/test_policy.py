@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launcher.errors import Refused, UserError
-from launcher.money import availability, policy, simulate, traces
+from launcher.money import availability, policy, program, simulate, traces
 from launcher.money.baselines import BASELINES
 from launcher.money.policy import ON_DEMAND, Job, Keep, Launch, Memory, Offer, State, Stop, Wait
 from launcher.money.traces import Window
@@ -68,6 +68,49 @@ def test_it_takes_the_cheaper_of_two_like_zones() -> None:
     state = State(work=6 * HOUR, memory=old(us_west_2b=True, us_east_2a=True))
     dear = [Offer("us-west-2b", 2.6, True), Offer("us-east-2a", 1.0, True)]
     assert policy.decide(small(), state, dear, 0) == Launch("us-east-2a")
+
+
+@functools.cache
+def dear_and_cheap() -> policy.Plan:
+    """The same job where us-east-1f costs twice what us-west-2b does: two pools."""
+    job = Job(work=6 * HOUR, deadline=10 * HOUR, restart=720, on_demand=3.0, tick=360)
+    prices = {"us-east-1f": 2.0, "us-west-2b": 1.0}
+    return policy.make_plan(job, list(prices), availability.load_prior(), NOON, prices=prices)
+
+
+def test_it_waits_for_the_cheap_zone_while_time_is_ample() -> None:
+    market = [Offer("us-east-1f", 2.0, True), Offer("us-west-2b", 1.0, False)]
+    seen = {"us-east-1f": Memory(True, -30 * HOUR), "us-west-2b": Memory(False, 0.0)}
+    ample, scarce = State(work=HOUR, memory=seen), State(work=6 * HOUR, memory=seen)
+    assert policy.decide(dear_and_cheap(), ample, market, 360) == Wait()
+    assert policy.decide(dear_and_cheap(), scarce, market, 3 * HOUR) == Launch("us-east-1f")
+
+
+def test_it_leaves_the_dear_zone_once_the_cheap_one_lasts() -> None:
+    market = [Offer("us-east-1f", 2.0, True), Offer("us-west-2b", 1.0, True)]
+    state = State(work=5 * HOUR, place="us-east-1f", memory=old(us_east_1f=True, us_west_2b=True))
+    assert policy.decide(dear_and_cheap(), state, market, HOUR) == Launch("us-west-2b")
+    nearly = replace(state, work=360)  # the restart would cost more than the rest
+    assert policy.decide(dear_and_cheap(), nearly, market, 8.5 * HOUR) == Keep()
+
+
+def test_zones_of_about_one_price_form_a_pool() -> None:
+    prices = {"c": 1.05, "a": 1.0, "b": 1.3}
+    assert policy.pools_of(prices) == [("a", "c"), ("b",)]
+    assert policy.pools_of({"a": 1.0, "c": 1.1}) == [("a", "c")]
+
+
+def test_a_second_pool_that_is_never_up_changes_nothing() -> None:
+    zone = availability.chain(availability.load_prior(), "us-east-2a_v100_1").steps
+    never = np.zeros_like(zone)
+    never[..., 0] = 1.0
+    job = {"cell": availability.cells(NOON, 195, 60), "on_demand": 3.0, "work": 30, "restart": 1}
+    alone = program.solve([program.Market(zone, 1.0)], **job)  # type: ignore[arg-type]
+    both = program.solve([program.Market(never, 0.1), program.Market(zone, 1.0)], **job)  # type: ignore[arg-type]
+    for t in (0, 16, 48):
+        want = alone.later[alone.slab[t]]
+        got = both.later[both.slab[t]][[0, 1, 3], 0]
+        assert got == pytest.approx(want, rel=1e-4)
 
 
 def test_it_stops_when_done_late_or_out_of_money() -> None:

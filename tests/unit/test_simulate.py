@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gzip
 import json
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,7 @@ def test_no_baseline_passes_a_budget_or_beats_the_optimum(name: str) -> None:
         got = simulate.replay(one, market.zones, free, BASELINES[name])
         assert not got.finished or got.cost >= best[i] - 1e-6
         assert got.finished or name in ("failover", "eager-next-region")
-        capped = simulate.replay(one, market.zones, simulate.with_budget(free, 30.0), BASELINES[name])
+        capped = simulate.replay(one, market.zones, replace(free, budget=30.0), BASELINES[name])
         assert capped.cost <= 30.0 + 1e-9
 
 
@@ -222,7 +223,7 @@ def test_the_command_refuses(words: list[str], said: str, capsys: pytest.Capture
 
 def test_the_shipped_history_knows_the_recorded_zones() -> None:
     prior = availability.load_prior()
-    assert len(prior) == 9
+    assert len([name for name in prior if "|" not in name]) == 9
     assert prior["us-west-2b_v100_1"].paid / prior["us-west-2b_v100_1"].ticks == pytest.approx(
         0.947, abs=0.01
     )
