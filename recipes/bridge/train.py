@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.bridge import checkpoints, data, gate, overrides
-from recipes.bridge.common import require, work_dir, write_metadata
+from recipes.bridge.common import require, several_nodes, work_dir, write_metadata
 from recipes.bridge.watch import Watch
 
 OWN_SECTIONS = ("recipe", "data", "model_path", "mlflow")
@@ -66,6 +66,10 @@ def check(config: Any) -> None:
     )
     require(
         config.train.exit_signal_handler, "train.exit_signal_handler must be true: SIGTERM saves a checkpoint"
+    )
+    require(
+        config.checkpoint.fully_parallel_save or not several_nodes(),
+        "checkpoint.fully_parallel_save must be true on several nodes: each must save a share",
     )
     world = int(os.environ.get("WORLD_SIZE", "1"))
     model = config.model

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from recipes.bridge import checkpoints, convert, data, gate, overrides
+from recipes.bridge import checkpoints, convert, data, gate, overrides, train
 from recipes.bridge.common import ConfigError
 from recipes.bridge.watch import Watch
 
@@ -193,6 +193,25 @@ def test_every_node_removes_its_own_old_checkpoints(tmp_path: Path, monkeypatch:
     everything = [checkpoints.name_of(step) for step in (2, 4, 6, 8)]
     assert left(8, 0, 2) == everything[1:], "two, and the one that may be in the making"
     assert left(0, 0, 2) == left(9, 1, 2) == left(8, 0, -1) == left(8, 0, None) == everything
+
+
+def test_on_several_nodes_every_one_must_save(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What data-parallel ranks have in common is else saved by node 0 alone, and no agent commits nothing."""
+    config = SimpleNamespace(
+        checkpoint=SimpleNamespace(save="c", load="c", fully_parallel_save=False),
+        train=SimpleNamespace(exit_signal_handler=True, micro_batch_size=1, global_batch_size=16),
+        model=SimpleNamespace(
+            tensor_model_parallel_size=1, pipeline_model_parallel_size=1, context_parallel_size=1
+        ),
+    )
+    monkeypatch.setenv("WORLD_SIZE", "16")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "16")
+    train.check(config)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    with pytest.raises(ConfigError, match="fully_parallel_save must be true on several nodes"):
+        train.check(config)
+    config.checkpoint.fully_parallel_save = True
+    train.check(config)
 
 
 def test_the_index_is_cached_only_where_all_ranks_see_it(
