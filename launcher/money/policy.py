@@ -1,6 +1,6 @@
 """The spot policy: where to run now, and on which market. Pure functions, no clock, no I/O.
 
-    plan = make_plan(job, zones, prior, start)      once per launch: 0.3 s, or 1 s with two pools
+    plan = make_plan(job, zones, prior, start)      once per launch: 0.1 s, or 0.4 s with two pools
     memory = observe(memory, offers, now)           at each tick: what the market shows
     decide(plan, state, offers, now) -> Launch | Keep | Wait | Stop      well under a millisecond
 

@@ -7,6 +7,7 @@ work. A stay in a zone that goes down has ended. Costs are in dollars.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from launcher.errors import UserError
+from launcher.errors import Refused, UserError
 from launcher.money import availability, policy
 from launcher.money.baselines import BASELINES, IDLE, ON_DEMAND, Chooser, Seen
 from launcher.money.optimum import optimum
@@ -132,28 +133,30 @@ def ours(
         tick=job.gap,
     )
     memory: dict[str, policy.Memory] = {}
-    made = plan
     past: list[Seen] = []
-    spent, overhead, last = 0.0, 0, IDLE
+    spent, overhead = 0.0, 0
+
+    def plan_at(tick: int, left: int, prices: Sequence[float]) -> policy.Plan:
+        now = tick * job.gap
+        return policy.make_plan(
+            task,
+            zones,
+            learned(prior, zones, past, window.start, job.gap),
+            window.start + timedelta(seconds=now),
+            prices=dict(zip(zones, prices, strict=True)),
+            began=now,
+            work=left * job.gap,
+        )
+
+    made = plan or plan_at(0, job.work, window.price[:, 0].tolist())
 
     def choose(seen: Seen) -> int:
-        nonlocal memory, made, spent, overhead, last
+        nonlocal memory, made, spent, overhead
         now = seen.tick * job.gap
-        if made is None or (replan and seen.tick % replan == 0 and seen.left > job.restart):
-            known = learned(prior, zones, past, window.start, job.gap)
-            try:
-                made = policy.make_plan(
-                    task,
-                    zones,
-                    known,
-                    window.start + timedelta(seconds=now),
-                    prices=dict(zip(zones, seen.price, strict=True)),
-                    began=now,
-                    work=seen.left * job.gap,
-                )
-            except UserError:
-                if made is None:
-                    raise
+        if replan and seen.tick and seen.tick % replan == 0 and seen.left > job.restart:
+            # Too late for a new plan, the old one still ends the job in time.
+            with contextlib.suppress(Refused):
+                made = plan_at(seen.tick, seen.left, seen.price)
         if replan:
             past.append(seen)
         if seen.current == IDLE:
