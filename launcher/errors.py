@@ -2,7 +2,8 @@
 
     UserError            2   the request, a recipe, a config or a profile is wrong
     ├── Refused          3   the world is not ready: absent artifact, unreachable store or tracker
-    └── RunFailed        1   the job itself ran and failed
+    ├── RunFailed        1   the job itself ran and failed
+    └── BudgetReached    5   the job stopped at its budget, with what it saved: no failure
 
 Library code raises these; the one handler in ``launcher.cli.main`` prints them and exits with
 ``exit_code``. Any other exception that reaches a user is a bug in nemo-sky.
@@ -43,6 +44,12 @@ class RunFailed(UserError):
     """The job started and failed; its last lines are in the message."""
 
     exit_code = 1
+
+
+class BudgetReached(UserError):
+    """The job stopped because its budget ended; it goes on from there when it is given more."""
+
+    exit_code = 5
 
 
 def nearest(word: str, candidates: Iterable[str]) -> str | None:

@@ -64,6 +64,9 @@ def show(project: Project, run_id: str) -> dict[str, Any]:
     metrics: dict[str, float] = {}
     for attempt in attempts:
         metrics.update(attempt.pop("metrics"))
+    ledger_costs = _ledger_costs(store, run)
+    for attempt in attempts:
+        attempt["cost_usd"] = ledger_costs.get(attempt["attempt"], attempt["cost_usd"])
     known_costs = [a["cost_usd"] for a in attempts if a["cost_usd"] is not None]
     outputs = [a["output"] for a in attempts if a["output"]]
     return {
@@ -123,11 +126,32 @@ def attempt_facts(events: list[dict[str, Any]]) -> dict[str, Any]:
     return facts
 
 
+def settle(project: Project, run: runs.Run) -> None:
+    """The run has just ended: what it reserved in the ledger and did not use is free again."""
+    from launcher.money import booking
+
+    state = backends.get(run.backend).status(runs.directory(project.runs, run.run_id))
+    booking.settle(_store(run, project), run, state)
+
+
 def sync(project: Project, run: runs.Run) -> None:
     """Replay the run's journals into MLflow; what is there already is not written twice."""
     from launcher.lineage import sync as sync_library
 
     sync_library.sync_run(_store(run, project), run.tracking, run.run_id)
+
+
+def _ledger_costs(store: Store, run: runs.Run) -> dict[int, float]:
+    """Dollars by attempt, from launch to end: the ledger knows more of it than an attempt's own journal."""
+    from launcher.money.account import MICROS
+    from launcher.money.ledger import account_name, open_ledger
+
+    account = open_ledger(store).read(account_name(run.run_id, run.experiment))
+    return {
+        entry.attempt: entry.cost / MICROS
+        for entry in account.of(run.run_id)
+        if entry.attempt is not None and entry.price is not None
+    }
 
 
 def _store(run: runs.Run, project: Project) -> Store:

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 
 from launcher import config, inputs, provenance, runs, secrets, task
 from launcher import preflight as checks
-from launcher.errors import Refused, RunFailed, UserError
+from launcher.errors import BudgetReached, Refused, RunFailed, UserError
+from launcher.money import booking
 from launcher.plan import Plan, Request, awaited, pin, plans, select, to_task
 from launcher.project import Project
 
@@ -45,7 +46,8 @@ def launch(request: Request, project: Project, say: Say, log: Say) -> list[Outco
     """Run the requested stages in order, each from the artifact before.
 
     ``say`` takes lines about the launch, ``log`` the job's own lines. Raises UserError or Refused before
-    anything starts, RunFailed when a stage fails, KeyboardInterrupt after stopping what it interrupted.
+    anything starts, RunFailed when a stage fails, BudgetReached when its money ends, KeyboardInterrupt after
+    stopping what it interrupted.
     """
     drafts = plans(request, project, select(request, project))
     store = open_store(project)
@@ -87,6 +89,7 @@ def preflight(request: Request, project: Project, drafts: Sequence[Plan], store:
         raise UserError("--resume names a run of one stage; without it, `all` resumes what is unfinished")
     for draft in drafts:
         checks.require(checks.of_plan(draft, project, request.secrets), request.force)
+        booking.check(draft, request, project, _task_of_run(draft, project, draft.name))
     checks.require(checks.of_project(project, store), request.force)
     for profile in {draft.profile.infra: draft.profile for draft in drafts}.values():
         checks.require(checks.of_place(profile), request.force)
@@ -107,7 +110,10 @@ def run_stage(plan: Plan, request: Request, project: Project, store: Store, say:
             say(f"  already made by {made_by}: {done.uri} (--force makes it again)")
             return Outcome(plan, "skipped", made_by, 0.0, done)
         run = begin_or_resume(plan, request, project, say)
-        submitted = write_job(plan, run, project, request)
+        wanted = _task_of_run(plan, project, run.run_id)
+        booked = booking.book(plan, run, request, project, store, wanted, say)
+        runs.save(project.runs, run)
+        submitted = write_job(plan, run, project, request, booked)
         folder = runs.directory(project.runs, run.run_id)
         backend = backends.get(run.backend)
         hidden = secrets.of(plan.profile, plan.image, request.secrets)
@@ -118,7 +124,11 @@ def run_stage(plan: Plan, request: Request, project: Project, store: Store, say:
                 if plan.managed
                 else f"  as a job on its own cluster {run.run_id}"
             )
-        backend.submit(folder, submitted, secrets=hidden, managed=plan.managed is not None)
+        try:
+            backend.submit(folder, submitted, secrets=hidden, managed=plan.managed is not None)
+        except UserError:
+            booking.withdraw(store, booked)
+            raise
     if request.detach:
         say(f"  detached: {come_back(run.run_id)}")
         return Outcome(plan, "submitted", run.run_id, 0.0, None)
@@ -132,6 +142,7 @@ def run_stage(plan: Plan, request: Request, project: Project, store: Store, say:
             raise
         say(f"  stopping {run.run_id} ...")
         backend.cancel(folder)
+        booking.settle(store, run, backend.status(folder))
         sync.sync_run(store, project.tracking, run.run_id)
         say("  stopped; the same command resumes it at its last checkpoint")
         raise
@@ -139,6 +150,13 @@ def run_stage(plan: Plan, request: Request, project: Project, store: Store, say:
 
     state = backend.status(folder)
     backend.down(folder)
+    booking.settle(store, run, state)
+    if state.status == "BUDGET_REACHED":
+        raise BudgetReached(
+            f"{plan.name} reached its budget: {state.reason or 'no reason was given'}",
+            hint="the same command with more --budget goes on from its last checkpoint; "
+            f"`nemo-sky cost {run.run_id}` is the receipt",
+        )
     if state.status != "SUCCEEDED":
         lines = "\n".join(f"    {line}" for line in last_words(state.tail))
         raise RunFailed(
@@ -166,7 +184,8 @@ def last_words(tail: Sequence[str]) -> list[str]:
 def begin_or_resume(plan: Plan, request: Request, project: Project, say: Say) -> runs.Run:
     """An unfinished run of the same fingerprint is taken up again; else a new one begins.
 
-    Raises Refused when that run is still active, UserError when ``--resume`` names another stage's run.
+    Raises Refused when that run is still active, UserError when ``--resume`` names another stage's run, or
+    one of another experiment.
     """
     from launcher import backends
 
@@ -175,9 +194,16 @@ def begin_or_resume(plan: Plan, request: Request, project: Project, say: Say) ->
         earlier = runs.load(project.runs, request.resume)
         if (earlier.family, earlier.stage) != (plan.spec.family, plan.spec.stage):
             raise UserError(f"--resume {earlier.run_id}: that is a run of {earlier.family}/{earlier.stage}")
+        if request.caps.experiment not in (None, earlier.experiment):
+            home = f"experiment {earlier.experiment}" if earlier.experiment else "no experiment"
+            raise UserError(f"--resume {earlier.run_id}: that run is of {home}, and stays there")
         candidates = [earlier]
     elif not request.force:
-        candidates = [run for run in runs.every(project.runs) if run.fingerprint == plan.fingerprint]
+        candidates = [
+            run
+            for run in runs.every(project.runs)
+            if run.fingerprint == plan.fingerprint and request.caps.experiment in (None, run.experiment)
+        ]
     for run in candidates:
         state = backends.get(run.backend).status(runs.directory(project.runs, run.run_id))
         if state.active:
@@ -189,7 +215,7 @@ def begin_or_resume(plan: Plan, request: Request, project: Project, say: Say) ->
             say(f"  resuming {run.run_id}, which was {state.status.lower()}")
             return run
     assert plan.fingerprint is not None, "inputs are pinned before a run begins"
-    run = runs.Run(
+    return runs.Run(
         run_id=runs.new_id(plan.spec.family, plan.spec.stage),
         family=plan.spec.family,
         stage=plan.spec.stage,
@@ -203,12 +229,13 @@ def begin_or_resume(plan: Plan, request: Request, project: Project, say: Say) ->
         output=plan.output,
         artifacts=project.artifacts,
         tracking=project.tracking,
+        experiment=request.caps.experiment,
     )
-    runs.save(project.runs, run)
-    return run
 
 
-def write_job(plan: Plan, run: runs.Run, project: Project, request: Request) -> task.Task:
+def write_job(
+    plan: Plan, run: runs.Run, project: Project, request: Request, booked: booking.Booking
+) -> task.Task:
     """Write the run's own files and return the task that names them. Never a secret: those are variables."""
     folder = runs.directory(project.runs, run.run_id)
     commit = provenance.commit_of(project.root)
@@ -227,7 +254,14 @@ def write_job(plan: Plan, run: runs.Run, project: Project, request: Request) -> 
     runs.write_text(
         folder / "job" / "job.yaml",
         config.dump_yaml(
-            {"run_id": run.run_id, "submission": uuid.uuid4().hex, **plan.job, "provenance": facts}
+            {
+                "run_id": run.run_id,
+                "submission": uuid.uuid4().hex,
+                **plan.job,
+                **booked.job,
+                "experiment": run.experiment or plan.job["experiment"],
+                "provenance": facts,
+            }
         ),
     )
     if commit.patch:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from launcher import clusters, config, cookbook, fit, inputs, provenance, runspec, task
 from launcher.errors import UserError, did_you_mean
 from launcher.lineage import fingerprint
+from launcher.money.caps import Caps
 from launcher.project import Project
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class Request:
     retries: int = 0
     preemptions: int | None = None
     secrets: Path | None = None
+    caps: Caps = field(default_factory=Caps)
     first: str | None = None
     last: str | None = None
     resume: str | None = None

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from launcher import yamlfile
 from launcher.errors import UserError, did_you_mean
+from launcher.money.caps import Settings, settings
 
 FILE_NAME = "nemo-sky.yaml"
-KEYS = ("recipes", "clusters", "artifacts", "tracking", "s3_endpoint")
+KEYS = ("recipes", "clusters", "artifacts", "tracking", "s3_endpoint", "money")
 # What the root of a repository holds.
 MARKS = (".git", "pyproject.toml")
 # Folders at a repository's root that hold examples of stages at most.
@@ -31,6 +32,7 @@ class Project:
     artifacts: str
     tracking: str
     s3_endpoint: str | None
+    money: Settings = field(default_factory=Settings)
 
     @property
     def state(self) -> Path:
@@ -114,6 +116,7 @@ def read(root: Path) -> Project:
         artifacts=_store_root(root, text("artifacts", ".nemo-sky/artifacts", "NEMO_SKY_ARTIFACTS")),
         tracking=_tracking_uri(root, text("tracking", "sqlite:///.nemo-sky/mlflow.db", "NEMO_SKY_TRACKING")),
         s3_endpoint=text("s3_endpoint", "", "AWS_ENDPOINT_URL") or None,
+        money=settings(file),
     )
 
 

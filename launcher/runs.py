@@ -26,7 +26,7 @@ class Run:
     """What was asked of one run. ``output`` is the artifact's name, None for a stage without one.
 
     ``fingerprint`` is empty for a stage of a pipeline until its inputs are made: its journal knows it then.
-    ``recipe`` is all of it but the inputs.
+    ``recipe`` is all of it but the inputs. ``experiment`` is whose budget it shares, None for one of its own.
     """
 
     run_id: str
@@ -43,6 +43,7 @@ class Run:
     artifacts: str
     tracking: str
     recipe: str = ""
+    experiment: str | None = None
 
 
 def new_id(family: str, stage: str, now: datetime | None = None) -> str:

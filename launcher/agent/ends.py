@@ -7,6 +7,7 @@
 69    the artifact store cannot be used
 73    a limit of the launch is reached: it was preempted too often
 75    interrupted: what could be saved is committed, the same run resumes there
+77    budget reached: likewise, once it is launched with more
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ NO_INPUT = 66
 NO_STORE = 69
 LIMIT = 73
 INTERRUPTED = 75
+BUDGET = 77
+
+BUDGET_REACHED = "budget reached"
 
 START_RETRY_S = 60.0
 END_RETRY_S = 300.0
@@ -45,6 +49,10 @@ class Ended(Exception):
         self.code = code
         self.reason = reason
 
+    @property
+    def status(self) -> str:
+        return BUDGET_REACHED if self.code == BUDGET else "failed"
+
 
 class Interrupted(Exception):
     """A signal came while nothing was running that could save."""
@@ -56,7 +64,7 @@ class Interrupted(Exception):
 
 @dataclass(frozen=True)
 class Outcome:
-    """How an attempt ended: ``succeeded``, ``failed`` or ``interrupted``."""
+    """How an attempt ended: ``succeeded``, ``failed``, ``interrupted`` or ``budget reached``."""
 
     status: str
     code: int

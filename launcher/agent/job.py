@@ -7,7 +7,7 @@ import os
 import platform
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,24 @@ from typing import Any
 import yaml
 
 from launcher.errors import UserError
+from launcher.money.lease import UNCAPPED_LEASE, Lease
 
 # Of these, the versions that are installed go into the provenance.
 _LIBRARIES = (
     *("torch", "megatron-core", "megatron-bridge", "nemo-rl", "transformer-engine", "trl", "transformers"),
     *("ray", "datasets", "tokenizers", "numpy", "mlflow", "mlflow-skinny"),
 )
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What the launcher agreed with the ledger: the ``experiment`` whose account it is, the entry that is
+    reserved for the first attempt, and the run's lease. ``capped``: without the ledger it must not run."""
+
+    experiment: str | None = None
+    reservation: str | None = None
+    capped: bool = False
+    lease: Lease = UNCAPPED_LEASE
 
 
 @dataclass(frozen=True)
@@ -48,6 +60,7 @@ class Job:
     submission: str | None = None
     preemptions: int | None = None
     recipe_fingerprint: str | None = None
+    money: Terms = field(default_factory=Terms)
 
 
 @dataclass(frozen=True)
@@ -139,9 +152,15 @@ def read_job(folder: Path) -> Job:
             submission=values.get("submission"),
             preemptions=(values.get("limits") or {}).get("preemptions"),
             recipe_fingerprint=values.get("recipe_fingerprint"),
+            money=_terms(values.get("money")),
         )
     except KeyError as error:
         raise UserError(f"{error.args[0]} is missing", where=where) from error
+
+
+def _terms(values: Mapping[str, Any] | None) -> Terms:
+    """A task that was not launched by nemo-sky has no terms: it is written down, and not capped."""
+    return Terms(**{**values, "lease": Lease(**values["lease"])}) if values else Terms()
 
 
 def read_node(run_id: str) -> Node:

@@ -1,7 +1,8 @@
 """The agent, from top to bottom: what happens on a node around the training command.
 
-    node 0   claim the attempt -> gather the nodes -> inputs, config -> restore
-             -> run the command; meanwhile journal metrics, commit checkpoints, show all in MLflow
+    node 0   claim the attempt, and its money -> gather the nodes -> inputs, config -> restore
+             -> run the command; meanwhile journal metrics, commit checkpoints, show all in MLflow, and
+                stop in time when the budget ends
              -> commit the last checkpoint -> publish the output -> end
     others   join the attempt -> inputs, config -> restore -> run the command (or a Ray worker)
              -> upload their part of every checkpoint until node 0 says that it is done
@@ -17,7 +18,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from launcher.agent.inputs import Input
 from launcher.agent.job import Job, Node, read_job, read_node
 from launcher.agent.metrics import MetricsFile
 from launcher.agent.processes import Guarded, adopt_orphans
+from launcher.agent.purse import Purse, obey
 from launcher.agent.ray_cluster import RayNode
 from launcher.agent.record import Record
 from launcher.agent.rendezvous import Attempt
@@ -91,8 +93,8 @@ def main(arguments: Sequence[str]) -> int:
         say(error.reason)
         return error.code
     except Interrupted:
-        say(f"{stop.name}: nothing was running yet")
-        return INTERRUPTED
+        say(f"{stop.why.reason}: nothing was running yet")
+        return stop.why.code
 
 
 def lead(order: Order) -> int:
@@ -103,6 +105,7 @@ def lead(order: Order) -> int:
         before = insist(lambda: output.spent_before(store, job.run_id, attempt.number), START_RETRY_S)
     say(f"run {job.run_id}, attempt {attempt.number}, {node.count} node{'s' if node.count > 1 else ''}")
     clock = output.Clock(before, time.time(), job.price_per_hour)
+    purse = Purse(job, node, attempt, stop)
     record = Record(
         store,
         job.run_id,
@@ -114,15 +117,16 @@ def lead(order: Order) -> int:
     )
     outcome = Outcome("failed", 1, "the agent itself failed")
     try:
-        outcome = carry_out(order, attempt, record, clock)
+        outcome = carry_out(order, attempt, record, clock, purse)
     except Ended as error:
-        outcome = Outcome("failed", error.code, error.reason)
+        outcome = Outcome(error.status, error.code, error.reason)
     except Interrupted:
-        outcome = Outcome("interrupted", INTERRUPTED, f"{stop.name}, before the command ran")
+        outcome = replace(stop.why, reason=f"{stop.why.reason}, before the command ran")
     finally:
         with contextlib.suppress(StoreError):
             attempt.end(outcome.code)
-        spent = clock.attempt()
+        purse.settle()
+        spent = purse.clock(clock).attempt()
         record.collect(final=True)
         record.event(
             "attempt_ended",
@@ -133,11 +137,12 @@ def lead(order: Order) -> int:
             reason=outcome.reason,
         )
         record.close()
+        purse.close()  # the journal's last way took its time, too
     say(f"attempt {attempt.number} {outcome.status}" + (f": {outcome.reason}" if outcome.reason else ""))
     return outcome.code
 
 
-def carry_out(order: Order, attempt: Attempt, record: Record, clock: output.Clock) -> Outcome:
+def carry_out(order: Order, attempt: Attempt, record: Record, clock: output.Clock, purse: Purse) -> Outcome:
     """The attempt proper. Raises Ended or Interrupted where it cannot go on."""
     job, node, store, stop = order.job, order.node, order.store, order.stop
 
@@ -148,6 +153,7 @@ def carry_out(order: Order, attempt: Attempt, record: Record, clock: output.Cloc
     config: dict[str, Any] = dict(job.config)
     try:
         limits.check(earlier, job.submission, job.preemptions)
+        purse.open()
         with ends_with(NO_INPUT), stop.interruptible():
             found = insist(lambda: inputs.resolve(job, store), START_RETRY_S)
             config = inputs.script_config(job, node, found)
@@ -172,7 +178,7 @@ def carry_out(order: Order, attempt: Attempt, record: Record, clock: output.Cloc
     saved: int | None = None
     with in_cluster(order, attempt) as (_, env):
         code = stop.run(Guarded(order.command, env=env))
-        if stop.number:
+        if stop.number and stop.why.code == INTERRUPTED:
             record.event("interrupted", signal=stop.name)
         try:
             saved = watcher.finish(START_RETRY_S if code else END_RETRY_S)
@@ -181,7 +187,7 @@ def carry_out(order: Order, attempt: Attempt, record: Record, clock: output.Cloc
         with contextlib.suppress(StoreError):  # the others then go by the head's silence
             insist(lambda: attempt.end(code), 0 if trouble else START_RETRY_S)
     if stop.number:
-        return Outcome("interrupted", INTERRUPTED, f"{stop.name}; {standing(saved, trouble)}")
+        return replace(stop.why, reason=f"{stop.why.reason}; {standing(saved, trouble)}")
     if code:
         return Outcome("failed", code, f"the command {describe(code)}; {standing(saved, trouble)}")
     if trouble:
@@ -190,7 +196,7 @@ def carry_out(order: Order, attempt: Attempt, record: Record, clock: output.Cloc
     # What it made.
     if job.output:
         with ends_with(BAD_OUTPUT):
-            made_by = producer(order, attempt, record, clock, found)
+            made_by = producer(order, attempt, record, purse.clock(clock), found)
             manifest = output.publish(job, node, store, job.output, found, made_by, saved)
         record.event("output", manifest=asdict(manifest))
         say(f"published {manifest.uri} ({manifest.bytes / 1e6:.1f} MB)")
@@ -202,6 +208,7 @@ def take_part(order: Order) -> int:
     job, node, store, stop = order.job, order.node, order.store, order.stop
     with ends_with(NO_STORE), stop.interruptible():
         attempt, step = insist(lambda: rendezvous.join(store, job.run_id, node.rank), START_RETRY_S)
+    obey(attempt, stop)
     with ends_with(NO_INPUT), stop.interruptible():
         found = insist(lambda: inputs.resolve(job, store), START_RETRY_S)
         config = inputs.script_config(job, node, found)
@@ -216,7 +223,7 @@ def take_part(order: Order) -> int:
             return code
         ended = watcher.finish_as_member(MEMBER_WAIT_S, stop.overdue)
     if stop.number:
-        return INTERRUPTED
+        return stop.why.code
     if ended is None:
         raise Ended(NO_STORE, f"node 0 did not say within {MEMBER_WAIT_S:.0f} s that it has ended")
     return 0

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from launcher.agent.ends import Interrupted, say
+from launcher.agent.ends import INTERRUPTED, Interrupted, Outcome, say
 from launcher.agent.processes import Guarded, sweep
 
 GRACE_S = 120.0
@@ -25,6 +25,7 @@ class Stop:
 
     def __init__(self) -> None:
         self.number: int | None = None
+        self._asked: Outcome | None = None
         self.grace_s = float(os.environ.get("NEMO_SKY_GRACE_S") or GRACE_S)
         self._since: float | None = None
         self._command: Guarded | None = None
@@ -36,6 +37,17 @@ class Stop:
     def name(self) -> str:
         """The signal's name."""
         return signal.Signals(self.number).name if self.number else ""
+
+    @property
+    def why(self) -> Outcome:
+        """How an attempt ends that was stopped."""
+        return self._asked or Outcome("interrupted", INTERRUPTED, self.name)
+
+    def ask(self, why: Outcome) -> None:
+        """From any thread: stop as after a SIGTERM, and end like this. A signal that came before counts."""
+        if self.number is None:
+            self._asked = why
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def overdue(self) -> bool:
         """Whether a signal came and the time to save is over."""
@@ -83,7 +95,7 @@ class Stop:
             raise Interrupted(number)
 
     def _pass_on(self, command: Guarded) -> None:
-        say(f"{self.name}: the command has {self.grace_s:g} s to save and end")
+        say(f"{self.why.reason}: the command has {self.grace_s:g} s to save and end")
         command.terminate()
         timer = threading.Timer(self.grace_s, command.kill)
         timer.daemon = True

@@ -172,6 +172,7 @@ def _without_a_job(run_dir: Path, ticket: Ticket) -> State:
         return State("PENDING", reason="it was being handed to SkyPilot when the launcher ended")
     if (end := _journal_end(run_dir)) and end["ts"] > ticket.submitted_at:
         known = {"succeeded": "SUCCEEDED", "failed": "FAILED", "cancelled": "CANCELLED"}
+        known["budget reached"] = "BUDGET_REACHED"
         state = State(known.get(end["status"], "INTERRUPTED"), reason=end.get("reason") or None)
         return _finish(run_dir, ticket, state)
     return State("LOST", reason="its nodes are gone: preempted, brought down, or their time was up")
@@ -185,6 +186,9 @@ def _finish(run_dir: Path, ticket: Ticket, state: State) -> State:
         lines = list(sky_calls.job_log(run_dir.name, ticket.managed, wait=False, tail=0))
     if lines or not log.exists():
         runs.write_text(log, "".join(f"{line}\n" for line in lines))
+    end = _journal_end(run_dir) if state.status == "FAILED" else None
+    if end and end["ts"] > ticket.submitted_at and end["status"] == "budget reached":
+        state = replace(state, status="BUDGET_REACHED", reason=end.get("reason"))
     ended = replace(state, tail=tuple(lines[-TAIL:]))
     runs.write_text(run_dir / "state.json", ended.to_json())
     return ended

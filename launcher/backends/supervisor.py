@@ -35,6 +35,7 @@ STOP_S = 15.0  # for the agent, on top of it: commit, journal, end
 FAILURE_GRACE_S = 30.0  # for the other nodes when one failed: without it they cannot save together
 TAIL_LINES = 120  # torchrun alone ends a failure with some forty
 INTERRUPTED = 75  # the agent's exit code after a SIGTERM: saved, to be resumed
+BUDGET = 77  # the agent's exit code when the budget ended: saved, to be resumed with more
 _SIGNALS = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 
 
@@ -178,6 +179,8 @@ def supervise(recorder: Recorder, task: Mapping[str, Any], lock: int) -> None:
         recorder.update("CANCELLED", codes, reason="cancelled")
     elif codes[first] == INTERRUPTED:
         recorder.update("INTERRUPTED", codes, reason=f"{node}was told to stop", tail=tail)
+    elif codes[first] == BUDGET:
+        recorder.update("BUDGET_REACHED", codes, reason=f"{node}stopped at its budget", tail=tail)
     else:
         recorder.update("FAILED", codes, reason=node + describe(codes[first]), tail=tail)
 

@@ -60,6 +60,22 @@ def launch(
             "--secrets", metavar="FILE", help="NAME=value lines that the job needs and no file shows."
         ),
     ] = None,
+    budget: Annotated[
+        str | None, typer.Option("--budget", metavar="$", help="The most the run may cost, all attempts.")
+    ] = None,
+    max_hourly: Annotated[
+        str | None, typer.Option("--max-hourly", metavar="$", help="The most an hour may cost, all nodes.")
+    ] = None,
+    deadline: Annotated[
+        str | None, typer.Option("--deadline", metavar="TIME", help="The longest it may take: 36h, 2d.")
+    ] = None,
+    experiment: Annotated[
+        str | None, typer.Option("--experiment", metavar="NAME", help="The experiment that it is part of.")
+    ] = None,
+    experiment_budget: Annotated[
+        str | None,
+        typer.Option("--experiment-budget", metavar="$", help="The most all of the experiment may cost."),
+    ] = None,
     first: Annotated[
         str | None, typer.Option("--from", metavar="STAGE", help="With `all`: start here.")
     ] = None,
@@ -84,6 +100,7 @@ def launch(
     from launcher import launch as flow
     from launcher import summary
     from launcher.clusters import Placement
+    from launcher.money.caps import from_flags
     from launcher.plan import Request
 
     known: Context = context.obj
@@ -102,6 +119,7 @@ def launch(
         retries=retries,
         preemptions=preemptions,
         secrets=secrets,
+        caps=from_flags(budget, max_hourly, deadline, experiment, experiment_budget),
         first=first,
         last=last,
         resume=resume,

@@ -2,7 +2,7 @@
 
 Exit codes: 0 done; 1 a run failed; 2 the request, a recipe or a config is wrong; 3 the world is not
 ready (absent artifact, unreachable store or tracker); 4 ``check`` or ``render --check`` found something;
-130 Ctrl-C.
+5 a run stopped at its budget; 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from launcher.cli import (
     version,
 )
 from launcher.cli.common import Context, ProjectOption, RecipesOption
-from launcher.errors import UserError
+from launcher.errors import BudgetReached, UserError
 
 app = typer.Typer(
     name="nemo-sky",
@@ -69,7 +69,8 @@ def main(argv: list[str] | None = None) -> None:
     try:
         app(args=words[:cut], obj=context, prog_name="nemo-sky")
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        word = "stopped" if isinstance(error, BudgetReached) else "error"
+        print(f"{word}: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None

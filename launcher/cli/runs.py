@@ -104,6 +104,7 @@ def cancel(
     before = backend.status(folder)
     if before.active:
         backend.cancel(folder)
+        history.settle(found, record)
         history.sync(found, record)
     after = backend.status(folder)
     if json:

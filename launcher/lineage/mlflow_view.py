@@ -54,7 +54,8 @@ _TAG_LENGTH = 8000
 _DIGEST_LENGTH = 36
 _CUT = " ...[cut]"
 
-_STATUS = {"succeeded": "FINISHED", "failed": "FAILED", "interrupted": "KILLED", "cancelled": "KILLED"}
+_STATUS = {"succeeded": "FINISHED", "failed": "FAILED", "interrupted": "KILLED", "cancelled": "KILLED",
+           "budget reached": "KILLED"}  # fmt: skip
 # Where MLflow's own UI looks for what a run's provenance says.
 _OWN_TAGS = {"git_sha": "mlflow.source.git.commit", "user": "mlflow.user", "command": "mlflow.source.name"}
 
@@ -271,6 +272,7 @@ def _ended(place: _Run, event: Event) -> None:
         points = [("cost_usd", total, when, place.attempt)]
         _log(place, place.run, metrics=points, tags={"nemo_sky.cost_usd": total})
     if place.attempt == max(attempts):
+        _log(place, place.run, tags={"nemo_sky.status": event["status"]})
         place.client.set_terminated(place.run, status, when)
 
 

@@ -200,9 +200,9 @@ def renew(account: Account, key: str, until: int) -> Account:
 
     What was granted before is never taken back, but its holder may give it up. Raises Closed.
     """
-    entry = account.entries[key]
+    entry = _find(account, key)
     if entry.ended is not None:
-        raise Closed(f"the entry {key} is settled already")
+        raise Closed(f"the entry {key} is settled: a later attempt took over")
     left = account.left(entry.run, without=key)
     if left is not None and entry.price:
         affordable = entry.launched + affordable_ms(entry.price, left)
@@ -220,19 +220,29 @@ def adopt(account: Account, key: str, attempt: int, place: Mapping[str, str | No
 
 
 def settle(account: Account, key: str, ended: int) -> Account:
-    """Say when the instances ended. Said twice, the later one counts: never short, in whatever order."""
-    entry = account.entries[key]
+    """Say when the instances ended. Said twice, the later one counts: never short, in whatever order.
+
+    Raises Closed when there is no such entry.
+    """
+    entry = _find(account, key)
     return _with(account, replace(entry, ended=max(ended, entry.launched, entry.ended or 0)))
 
 
-def settle_run(account: Account, run: str, ended: int) -> Account:
-    """Nothing of the run is left since ``ended``: so its newest attempt ended then. One before it that was
-    never settled counts to the end of its lease."""
-    entries = account.of(run)
-    for entry in entries[:-1]:
+def supersede(account: Account, run: str, now: int) -> Account:
+    """The run's next attempt begins: those before it are gone, at the latest at the end of their leases."""
+    for entry in account.of(run):
         if entry.ended is None:
-            account = settle(account, entry.key, entry.until)
-    return settle(account, entries[-1].key, ended) if entries else account
+            account = settle(account, entry.key, min(entry.until, now))
+    return account
+
+
+def settle_run(account: Account, run: str, ended: int) -> Account:
+    """Nothing of the run is left since ``ended``: its newest attempt ended then."""
+    entries = account.of(run)
+    if not entries:
+        return account
+    newest = settle(account, entries[-1].key, ended)
+    return supersede(newest, run, entries[-1].launched)
 
 
 def set_budget(account: Account, run: str | None, amount: int, by: str, at: int) -> Account:
@@ -264,6 +274,13 @@ def money(micros: int) -> str:
     if 0 < micros < MICROS:
         return f"$0.{f'{micros:06d}'.rstrip('0').ljust(2, '0')}"
     return amounts.format_dollars(micros / MICROS)
+
+
+def _find(account: Account, key: str) -> Entry:
+    entry = account.entries.get(key)
+    if entry is None:
+        raise Closed(f"the ledger has no entry {key}")
+    return entry
 
 
 def _with(account: Account, entry: Entry) -> Account:

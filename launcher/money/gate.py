@@ -65,13 +65,12 @@ def check_price(order: Order) -> None:
     """Raises Refused when all nodes together cost more per hour than they may, or nobody knows."""
     limit = order.unsaid.max_hourly if order.caps.max_hourly is None else order.caps.max_hourly
     price, nodes = order.entry.price, order.entry.nodes
-    if limit is None:
-        return
     if price is None:
-        raise Refused(
-            f"whether it keeps to {money(limit)} per hour is unknown, as its price is", hint=NO_PRICE
-        )
-    if price > limit:
+        budgets = (order.caps.budget, order.caps.experiment_budget, order.unsaid.budget)
+        if any(cap is not None for cap in (limit, *budgets)):
+            raise Refused("it has a cap, and nobody knows what it costs: unknown is not 0", hint=NO_PRICE)
+        return
+    if limit is not None and price > limit:
         ways = []
         if fewer := min(limit * nodes // price, nodes - 1):
             ways.append(f"--nodes {fewer} costs {money(price * fewer // nodes)}")

@@ -41,5 +41,10 @@ class Lease:
         return until - self.save - self.teardown
 
     def dead_at(self, until: int) -> int:
-        """When the agent ends whatever still runs: a save is worth one more interval, not more."""
-        return until - self.teardown + self.check
+        """When the agent ends whatever still runs: a save may take half an interval more, and to end it all
+        takes less than the other half."""
+        return until - self.teardown + self.check // 2
+
+
+# Of a task that nemo-sky did not launch itself, and that no cap is on: only for the record.
+UNCAPPED_LEASE = Lease(setup=0, check=60_000, save=180_000, teardown=0)

@@ -1,0 +1,237 @@
+"""Keeps the attempt within its budget, with the launcher and everybody else dead.
+
+At every check the lease of the attempt in the ledger is renewed (``launcher.money.lease``). When the caps
+grant less than the next interval needs, the trainer is asked to save and the attempt ends as ``budget
+reached``, in time for what is granted. When the ledger cannot be asked, a capped attempt goes on only as far
+as it was granted before. What still runs when its lease is over ends there and then.
+
+An attempt without a cap is written down alike, but no trouble with the ledger stops it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from launcher.agent.ends import (
+    BUDGET,
+    BUDGET_REACHED,
+    INTERRUPTED,
+    NO_STORE,
+    START_RETRY_S,
+    Ended,
+    Once,
+    Outcome,
+    insist,
+    say,
+)
+from launcher.agent.job import Job, Node
+from launcher.agent.output import Clock, Spent
+from launcher.agent.rendezvous import Attempt
+from launcher.agent.stop import Stop
+from launcher.artifacts.deadline import within
+from launcher.artifacts.store import StoreError
+from launcher.errors import Refused
+from launcher.money import account as accounts
+from launcher.money.account import MICROS, About, Account, Closed, Entry, Short, money
+from launcher.money.ledger import account_name, now_ms, open_ledger
+
+_LEAST_WAIT_S = 2.0  # for one call to the ledger, however short the interval
+_POLL_S = 1.0
+_SHARED = ("local", "fake", "kubernetes", "slurm", "ssh")  # an uptime there is not of our instance
+
+
+class Purse:
+    """The attempt's entry in the ledger, from ``open`` to ``close``."""
+
+    def __init__(self, job: Job, node: Node, attempt: Attempt, stop: Stop) -> None:
+        self._job, self._node, self._attempt, self._stop = job, node, attempt, stop
+        self._ledger = open_ledger(attempt.store)
+        self._name = account_name(job.run_id, job.money.experiment)
+        self._lease = job.money.lease
+        self._capped = job.money.capped
+        self._entry: Entry | None = None
+        self._before = 0
+        self._trouble = Once()
+        self._ending, self._closing = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="purse", daemon=True)
+
+    def open(self) -> None:
+        """Take over what the launcher reserved, or reserve anew after a recovery; then watch over it.
+
+        Raises Ended when the budget does not allow another attempt, or the ledger fails under a cap.
+        """
+        try:
+            self._use(insist(lambda: self._ledger.change(self._name, self._begin), START_RETRY_S))
+        except StoreError as error:
+            if self._capped:
+                raise Ended(NO_STORE, f"a budget is set, but {error.message}") from error
+            say(f"this attempt is not in the ledger: {error.message}")
+            return
+        except Short as short:
+            raise Ended(BUDGET, f"{BUDGET_REACHED}: {short.message}") from short
+        except Refused as refused:
+            raise Ended(BUDGET, refused.message) from refused
+        self._thread.start()
+
+    def clock(self, clock: Clock) -> Clock:
+        """The clock that counts from the launch of the instances, after what the ledger knows of before."""
+        if self._entry is None or self._entry.price is None:
+            return clock
+        before = Spent(clock.before.hours, self._before / MICROS)
+        return replace(clock, began=self._entry.launched / 1000, before=before)
+
+    def close(self) -> None:
+        """The attempt is over; the entry ends now."""
+        self._closing.set()
+        self.settle()
+
+    def settle(self) -> None:
+        """What is left to do takes no money worth a lease: the entry ends now, as far as can be said. One
+        that cannot be settled counts to the end of its lease."""
+        self._ending.set()
+        if self._entry is None:
+            return
+        if self._thread.is_alive() and self._closing.is_set():
+            self._thread.join()
+        try:
+            self._settle()
+        except (StoreError, TimeoutError, Closed) as error:
+            say(f"the ledger counts this attempt to the end of its lease: {error}")
+
+    @property
+    def _key(self) -> str:
+        assert self._entry
+        return self._entry.key
+
+    def _begin(self, held: Account) -> Account:
+        """The account once this attempt has its entry: the launcher's, unless an attempt had it already."""
+        job, number, now = self._job, self._attempt.number, now_ms()
+        key = job.money.reservation or ""
+        own = f"{job.run_id}/attempt-{number}"
+        if own in held.entries:
+            return held  # the reply was lost
+        with contextlib.suppress(Closed):
+            taken = accounts.adopt(held, key, number, self._node.place)
+            return accounts.renew(taken, key, self._lease.next(now))
+        held = accounts.supersede(held, job.run_id, now)
+        price, place, pattern = job.price_per_hour, self._node.place, held.entries.get(key)
+        entry = Entry(
+            own,
+            job.run_id,
+            None if price is None else round(price * MICROS),
+            _launched(place.get("cloud"), [entry.end for entry in held.of(job.run_id)], now),
+            self._lease.next(now),
+            nodes=self._node.count,
+            market=pattern.market if pattern else "on-demand",
+            cloud=place.get("cloud"),
+            region=place.get("region"),
+            zone=place.get("zone"),
+            on_demand=pattern.on_demand if pattern else None,
+            attempt=number,
+        )
+        facts = job.provenance
+        user, cluster = str(facts.get("user") or "unknown"), str(facts.get("cluster") or "unknown")
+        about = About(job.family, job.stage, user, cluster)
+        return accounts.reserve(held, _at_most(held, entry), about)
+
+    def _renew(self, held: Account) -> Account:
+        return accounts.renew(held, self._key, self._lease.next(now_ms()))
+
+    def _use(self, held: Account) -> None:
+        mine = [e for e in held.of(self._job.run_id) if e.attempt == self._attempt.number]
+        self._entry = mine[-1]
+        self._before = held.committed(self._job.run_id, without=self._key)
+        self._capped = bool(held.caps(self._job.run_id))
+
+    def _watch(self) -> None:
+        """Renew the lease twice in every interval; stop when it cannot reach the next one."""
+        assert self._entry
+        until = self._entry.until
+        wait_ms = 0
+        why = self._reached()
+        while not self._ending.wait(wait_ms / 1000):
+            now = now_ms()
+            try:
+                self._use(self._change(self._renew))
+                until, why = self._entry.until, self._reached()
+                self._trouble.over()
+            except (StoreError, TimeoutError) as error:
+                until = self._lease.at_worst(until, now)
+                why = Outcome("interrupted", INTERRUPTED, "the ledger could not be asked in time")
+                self._trouble.trouble(f"the ledger cannot be used now: {error}")
+            except Closed as error:
+                if self._ending.is_set():
+                    break
+                until, why = now, Outcome("interrupted", INTERRUPTED, error.message)
+            now, stop_at = now_ms(), self._lease.stop_at(until)
+            if self._capped and now >= stop_at:
+                self._ask(why)
+                break
+            wait_ms = self._lease.check // 2
+            if self._capped:
+                wait_ms = min(wait_ms, stop_at - now)
+        left = self._lease.dead_at(until) - now_ms()
+        if self._closing.wait(max(left, 0) / 1000 if self._capped else None):
+            return
+        say(f"{why.reason}, and the time to save is over")
+        with contextlib.suppress(StoreError, TimeoutError, Closed):
+            self._settle()
+        os._exit(why.code)  # the command's guard ends what is left
+
+    def _ask(self, why: Outcome) -> None:
+        """Ask every node to save."""
+        with contextlib.suppress(StoreError, TimeoutError):
+            facts = {"status": why.status, "code": why.code, "reason": why.reason}
+            within(_LEAST_WAIT_S, lambda: self._attempt.write("stop.json", facts))
+        self._stop.ask(why)
+
+    def _settle(self) -> None:
+        ended = now_ms() + self._lease.teardown
+        self._change(lambda held: accounts.settle(held, self._key, ended))
+
+    def _change(self, step: Callable[[Account], Account]) -> Account:
+        """One change of the account, which a store that hangs does not hold up."""
+        seconds = max(_LEAST_WAIT_S, self._lease.check / 2000)
+        return within(seconds, lambda: self._ledger.change(self._name, step))
+
+    def _reached(self) -> Outcome:
+        assert self._entry
+        return Outcome(BUDGET_REACHED, BUDGET, f"{BUDGET_REACHED} ({money(self._entry.cost)} this attempt)")
+
+
+def obey(attempt: Attempt, stop: Stop) -> None:
+    """On any node but the first: stop when node 0's purse is empty. Watches in a thread."""
+
+    def watch() -> None:
+        while True:
+            with contextlib.suppress(StoreError):
+                if facts := attempt.read("stop.json"):
+                    stop.ask(Outcome(facts["status"], facts["code"], facts["reason"]))
+                    return
+            time.sleep(_POLL_S)
+
+    threading.Thread(target=watch, name="obey", daemon=True).start()
+
+
+def _at_most(held: Account, entry: Entry) -> Entry:
+    """The entry with as long a lease as the caps leave, for an attempt that has begun already."""
+    left = held.left(entry.run)
+    if left is None or not entry.price:
+        return entry
+    affordable = entry.launched + accounts.affordable_ms(entry.price, left)
+    return replace(entry, until=max(min(entry.until, affordable), entry.launched))
+
+
+def _launched(cloud: str | None, ends: list[int], now: int) -> int:
+    """When the instances of a recovery were launched, in milliseconds since the epoch: when the machine
+    started, and where it is shared, at the earliest that it can have been."""
+    if (cloud or "local").lower() not in _SHARED:
+        uptime = float(Path("/proc/uptime").read_text().split()[0])
+        ends = [*ends, now - round(uptime * 1000)]
+    return min(now, max(ends, default=now))

@@ -1,0 +1,160 @@
+"""A launch and its money: what it reserves in the ledger, what travels to the node, and how it is settled."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from launcher.money import account as accounts
+from launcher.money import caps, gate
+from launcher.money.account import MICROS, About, Account, Entry, money
+from launcher.money.lease import Lease
+from launcher.money.ledger import account_name, now_ms, open_ledger
+
+if TYPE_CHECKING:
+    from launcher.artifacts.store import Store
+    from launcher.backends import State
+    from launcher.plan import Plan, Request
+    from launcher.project import Project
+    from launcher.runs import Run
+    from launcher.task import Task
+
+GRACE_S = 120.0  # what a trainer gets to save in, unless NEMO_SKY_GRACE_S says otherwise
+COMMIT_S = 60.0  # on top of it, for what it saved to be committed
+# Set-up and teardown, in seconds, by backend. On clouds: to provision a node and pull an image of 20 GB, and
+# for SkyPilot to see that a job has ended and terminate its nodes.
+SETUP_S = {"local": 60.0, "fake": 60.0, "sky": 1200.0}
+TEARDOWN_S = {"local": 0.0, "fake": 0.0, "sky": 300.0}
+
+
+@dataclass(frozen=True)
+class Booking:
+    """What a launch has reserved: an entry of the account ``name``."""
+
+    name: str
+    entry: Entry
+    experiment: str | None
+    capped: bool
+    lease: Lease
+
+    @property
+    def job(self) -> dict[str, Any]:
+        """What job.yaml tells the agent."""
+        price = self.entry.price
+        terms = {"experiment": self.experiment, "reservation": self.entry.key, "capped": self.capped}
+        return {
+            "price_per_hour": None if price is None else price / MICROS,
+            "money": {**terms, "lease": asdict(self.lease)},
+        }
+
+
+def check(plan: Plan, request: Request, project: Project, task: Task) -> None:
+    """Refuse what no ledger is needed for: flags above the project's limits, and prices."""
+    caps.within(request.caps, project.money)
+    gate.check_price(_order(plan, request, project, task, plan.name, _is_capped(request, project)))
+
+
+def book(
+    plan: Plan,
+    run: Run,
+    request: Request,
+    project: Project,
+    store: Store,
+    task: Task,
+    say: Callable[[str], None],
+) -> Booking:
+    """Reserve the launch in the ledger. Raises Refused, and nothing is reserved, when it is not let in."""
+    ledger, name = open_ledger(store), account_name(run.run_id, run.experiment)
+    before = ledger.read(name)
+    capped = _is_capped(request, project) or bool(before.caps(run.run_id))
+    order = _order(plan, request, project, task, run.run_id, capped)
+    order = replace(order, caps=replace(order.caps, experiment=run.experiment))
+
+    def step(held: Account) -> Account:
+        return gate.admit(accounts.supersede(held, run.run_id, order.entry.launched), order)
+
+    held = ledger.change(name, step)
+    for line in _said(before, held, run.run_id):
+        say(f"  {line}")
+    lease = _lease(plan, project, task)
+    return Booking(name, order.entry, run.experiment, bool(held.caps(run.run_id)), lease)
+
+
+def withdraw(store: Store, booking: Booking) -> None:
+    """Nothing was launched."""
+    entry = booking.entry
+    open_ledger(store).change(booking.name, lambda held: accounts.settle(held, entry.key, entry.launched))
+
+
+def settle(store: Store, run: Run, state: State) -> None:
+    """The run has ended and holds no node: its newest attempt ended when the backend says, else now."""
+    ends = [attempt.ended_at for attempt in state.attempts[-1:] if attempt.ended_at]
+    ended = round(datetime.fromisoformat(ends[0]).timestamp() * 1000) if ends else now_ms()
+    name = account_name(run.run_id, run.experiment)
+    open_ledger(store).change(name, lambda held: accounts.settle_run(held, run.run_id, ended))
+
+
+def price_of(plan: Plan, task: Task, capped: bool) -> int | None:
+    """Micro-dollars per hour for all nodes, None when unknown. Under a cap: of the dearest place to which
+    SkyPilot may take the task, so that the cap holds wherever that is."""
+    from launcher.money import offers
+
+    price = offers.price_of(plan.profile, task, highest=capped)
+    return None if price is None else round(price * MICROS)
+
+
+def _is_capped(request: Request, project: Project) -> bool:
+    return request.caps != caps.Caps() or caps.unsaid(project.money) != caps.Caps()
+
+
+def _order(
+    plan: Plan, request: Request, project: Project, task: Task, run_id: str, capped: bool
+) -> gate.Order:
+    from launcher import provenance
+
+    now, profile = now_ms(), plan.profile
+    cloud, region, zone = [*(profile.infra or profile.backend).split("/"), None, None][:3]
+    spot = plan.spec.sky.spot is not False and profile.spot
+    entry = Entry(
+        f"{run_id}/{uuid.uuid4().hex[:8]}",
+        run_id,
+        price_of(plan, task, capped),
+        now,
+        _lease(plan, project, task).first(now),
+        nodes=plan.nodes,
+        market="spot" if spot else "on-demand",
+        cloud=cloud,
+        region=region,
+        zone=zone,
+    )
+    about = About(plan.spec.family, plan.spec.stage, provenance.user_name(), profile.name)
+    return gate.Order(entry, about, request.caps, caps.unsaid(project.money))
+
+
+def _lease(plan: Plan, project: Project, task: Task) -> Lease:
+    settings, backend = project.money, plan.profile.backend
+    grace = float(task["envs"].get("NEMO_SKY_GRACE_S") or GRACE_S)
+    setup = SETUP_S[backend] if settings.setup is None else settings.setup
+    teardown = TEARDOWN_S[backend] if settings.teardown is None else settings.teardown
+    seconds = (setup, settings.check_every, grace + min(grace, COMMIT_S), teardown)
+    return Lease(*(round(1000 * item) for item in seconds))
+
+
+def _said(before: Account, held: Account, run_id: str) -> list[str]:
+    """What a person should know of the caps: what is left, and whose cap was changed."""
+    lines = []
+    if held.budget != before.budget and before.budget is not None and held.budget is not None:
+        last = before.budgets[-1]
+        when = datetime.fromtimestamp(last.at / 1000).isoformat(" ", "minutes")
+        lines.append(
+            f"the budget of experiment {held.experiment} is now {money(held.budget)}; it was "
+            f"{money(last.amount)}, given by {last.by} on {when}"
+        )
+    for whose, cap, over in held.caps(run_id):
+        lines.append(
+            f"budget of {whose}: {money(cap)}, {money(cap - held.committed(over))} of it not reserved"
+        )
+    return lines

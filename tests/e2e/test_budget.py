@@ -1,0 +1,165 @@
+"""A run with a budget, from launch to receipt: it stops at the cap with a checkpoint, and goes on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher import history, launch, plan, project, runs
+from launcher.errors import BudgetReached, Refused
+from launcher.money import caps
+from launcher.money.account import MICROS, Account
+from launcher.money.ledger import account_name, open_ledger
+
+ROOT = Path(__file__).parents[2]
+HEAD = """# /// script
+# [tool.runspec]
+# name = "demo/train"
+# [tool.runspec.run]
+# launch = "direct"
+# [tool.runspec.resources]
+# gpus_per_node = 0
+# [tool.nemo_sky]
+# checkpoint_dir = "checkpoints"
+# [tool.nemo_sky.output]
+# name = "demo-model"
+# type = "model"
+# ///
+import sys
+sys.argv = [sys.argv[0], "{steps}", "sleep=0.1", "save=1000"]
+"""
+# Ten cents a second; the first lease is 20 s of set-up, 2 s to the first check, 8 s to save.
+PRICE, FIRST_LEASE = 360, 3.0
+CHECK_USD = 0.2
+PROJECT = "artifacts: store\ntracking: sqlite:///ml.db\nmoney: {check_every: 2s, setup: 20s}\n"
+PROFILE = 'extends: {base}\nprice_per_hour: 360\nenv: {{NEMO_SKY_GRACE_S: "4"}}\n'
+
+
+@dataclass
+class Place:
+    """A project, and what launches in it said."""
+
+    project: project.Project
+    said: list[str] = field(default_factory=list)
+
+    def launch(self, cluster: str = "priced", **given: str) -> list[launch.Outcome]:
+        self.said.clear()
+        request = plan.Request(
+            "demo", "train", cluster=cluster, caps=caps.from_flags(**given), command="test"
+        )
+        return launch.launch(request, self.project, self.said.append, self.said.append)
+
+    def newest(self) -> runs.Run:
+        return runs.every(self.project.runs)[0]
+
+    def account(self) -> Account:
+        run = self.newest()
+        store = launch.open_store(self.project)
+        return open_ledger(store).read(account_name(run.run_id, run.experiment))
+
+    def shown(self) -> dict[str, Any]:
+        return history.show(self.project, self.newest().run_id)
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    for name in ("NEMO_SKY_ARTIFACTS", "NEMO_SKY_TRACKING", "AWS_ENDPOINT_URL", "NEMO_SKY_FAKE"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "nemo-sky.yaml").write_text(PROJECT)
+    (tmp_path / "clusters").mkdir()
+    for name, base in (("priced", "local"), ("faked", "fake")):
+        (tmp_path / "clusters" / f"{base}.yaml").write_text(
+            f"backend: {base}\npython: current\ncontainers: false\n"
+        )
+        (tmp_path / "clusters" / f"{name}.yaml").write_text(PROFILE.format(base=base))
+    folder = tmp_path / "recipes" / "demo" / "train"
+    (folder / "config").mkdir(parents=True)
+    trainer = (
+        (ROOT / "tests" / "fixtures" / "trainer.py")
+        .read_text()
+        .replace("from __future__ import annotations\n", "")
+    )
+    (folder / "train.py").write_text(HEAD.format(steps=450) + trainer)
+    (folder / "config" / "default.yaml").write_text("lr: 0.5\n")
+    return Place(project.read(tmp_path))
+
+
+def test_it_stops_at_the_cap_with_a_checkpoint_and_more_money_finishes_it(place: Place) -> None:
+    with pytest.raises(BudgetReached, match="reached its budget") as stopped:
+        place.launch(budget="$4")
+    assert stopped.value.exit_code == 5
+    shown = place.shown()
+    assert shown["status"] == "BUDGET_REACHED"
+    (first,) = shown["attempt_list"]
+    assert first["status"] == "budget reached"
+    (step,) = first["checkpoints"]
+    assert 0 < step < 450, "it was asked to save"
+    held, run = place.account(), place.newest()
+    spent = held.committed(run.run_id) / MICROS
+    assert 2.5 < spent <= 4 + CHECK_USD, "the money was used, and no more"
+    assert shown["cost_usd"] == pytest.approx(spent, abs=1e-6), "runs show says what the ledger says"
+    assert in_mlflow(place, run.run_id)["status"] == "budget reached"
+
+    with pytest.raises(Refused, match="too much") as refused:
+        place.launch(budget="4.5")
+    assert f"--budget ${spent + FIRST_LEASE:.2f}"[:-1] in str(refused.value)
+    (outcome,) = place.launch(budget="$60")
+    assert (outcome.status, outcome.run_id) == ("made", run.run_id), "the fingerprint knows nothing of money"
+    assert outcome.output
+    assert outcome.output.metadata["step"] == 450
+    attempts = place.shown()["attempt_list"]
+    assert attempts[1]["restored_from"] == step
+    held = place.account()
+    assert [budget.amount // MICROS for budget in held.runs[run.run_id].budgets] == [4, 60]
+    assert [(e.attempt, e.ended is not None) for e in held.of(run.run_id)] == [(1, True), (2, True)]
+    total = held.committed(run.run_id) / MICROS
+    assert total > spent
+    assert place.shown()["cost_usd"] == pytest.approx(total, abs=1e-6)
+    assert outcome.output.producer["cost_usd"] == pytest.approx(total, rel=0.2)
+
+
+def in_mlflow(place: Place, run_id: str) -> dict[str, str]:
+    """The tags of the run's newest attempt."""
+    import mlflow
+
+    client = mlflow.MlflowClient(place.project.tracking)
+    homes = [home.experiment_id for home in client.search_experiments()]
+    found = client.search_runs(homes, f"tags.`nemo_sky.attempt_of` = '{run_id}'")
+    assert found[0].info.status == "KILLED"
+    return dict(found[0].data.tags)
+
+
+def test_what_does_not_fit_leaves_no_run_behind(place: Place) -> None:
+    with pytest.raises(Refused, match=r"\$3.00 more is \$1.00 too much"):
+        place.launch(budget="2")
+    with pytest.raises(Refused, match=r"1 node cost \$360.00 per hour"):
+        place.launch(max_hourly="100")
+    with pytest.raises(Refused, match="unknown is not 0"):
+        place.launch(cluster="local", budget="100")
+    assert runs.every(place.project.runs) == []
+
+
+def test_a_recovery_is_an_entry_of_its_own(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The nodes are killed in the middle; the fake cloud begins again, and the agent reserves for itself."""
+    monkeypatch.setenv("NEMO_SKY_FAKE", "preempt@starts at 0")
+    request = plan.Request(
+        "demo",
+        "train",
+        cluster="faked",
+        managed=True,
+        caps=caps.from_flags("$100", experiment="e"),
+        command="test",
+    )
+    (outcome,) = launch.launch(request, place.project, place.said.append, place.said.append)
+    assert outcome.status == "made"
+    first, second = place.account().of(outcome.run_id)
+    assert (first.attempt, second.attempt) == (1, 2)
+    assert first.ended is not None, "given up when the second began"
+    assert second.launched == first.end, "waiting counts: never short"
+    assert second.ended is not None
+    assert place.account().experiment == "e"
+    job = (place.project.runs / outcome.run_id / "job" / "job.yaml").read_text()
+    assert "experiment: e" in job
