@@ -150,12 +150,12 @@ def run_stage(plan: Plan, request: Request, project: Project, store: Store, say:
 
     state = backend.status(folder)
     backend.down(folder)
-    booking.settle(store, run, state)
+    if receipt := booking.settle(store, run, state):
+        say(f"  {receipt}")
     if state.status == "BUDGET_REACHED":
         raise BudgetReached(
             f"{plan.name} reached its budget: {state.reason or 'no reason was given'}",
-            hint="the same command with more --budget goes on from its last checkpoint; "
-            f"`nemo-sky cost {run.run_id}` is the receipt",
+            hint="the same command with more --budget goes on from its last checkpoint",
         )
     if state.status != "SUCCEEDED":
         lines = "\n".join(f"    {line}" for line in last_words(state.tail))

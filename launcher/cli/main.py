@@ -15,6 +15,7 @@ from launcher.cli import (
     artifacts,
     check,
     config,
+    cost,
     doctor,
     launch,
     lineage,
@@ -48,6 +49,7 @@ app.add_typer(lineage.app, name="lineage")
 app.add_typer(runs.app, name="runs")
 app.command("queue")(runs.queue)
 app.command("down")(runs.down)
+app.command("cost")(cost.cost)
 app.command("simulate")(simulate.simulate)
 app.command("version")(version.version)
 

@@ -89,12 +89,23 @@ def withdraw(store: Store, booking: Booking) -> None:
     open_ledger(store).change(booking.name, lambda held: accounts.settle(held, entry.key, entry.launched))
 
 
-def settle(store: Store, run: Run, state: State) -> None:
-    """The run has ended and holds no node: its newest attempt ended when the backend says, else now."""
+def settle(store: Store, run: Run, state: State) -> str | None:
+    """The run has ended and holds no node: its newest attempt ended when the backend says, else now.
+
+    Returns the receipt in a line; None for a run that costs nothing or nobody knows what.
+    """
     ends = [attempt.ended_at for attempt in state.attempts[-1:] if attempt.ended_at]
     ended = round(datetime.fromisoformat(ends[0]).timestamp() * 1000) if ends else now_ms()
     name = account_name(run.run_id, run.experiment)
-    open_ledger(store).change(name, lambda held: accounts.settle_run(held, run.run_id, ended))
+    held = open_ledger(store).change(name, lambda held: accounts.settle_run(held, run.run_id, ended))
+    entries, cost = held.of(run.run_id), held.committed(run.run_id)
+    if not cost:
+        return None
+    hours = sum(entry.end - entry.launched for entry in entries) / accounts.HOUR_MS
+    count = f"{len(entries)} attempt{'s' if len(entries) > 1 else ''}"
+    budget = held.budget_of(run.run_id)
+    of = "" if budget is None else f" of {money(budget)}"
+    return f"cost: {money(cost)}{of}, {count}, {hours:.2f} h (`nemo-sky cost {run.run_id}`)"
 
 
 def price_of(plan: Plan, task: Task, capped: bool) -> int | None:

@@ -11,7 +11,7 @@ import pytest
 from launcher import history, launch, plan, project, runs
 from launcher.errors import BudgetReached, Refused
 from launcher.money import caps
-from launcher.money.account import MICROS, Account
+from launcher.money.account import MICROS, Account, money
 from launcher.money.ledger import account_name, open_ledger
 
 ROOT = Path(__file__).parents[2]
@@ -100,6 +100,7 @@ def test_it_stops_at_the_cap_with_a_checkpoint_and_more_money_finishes_it(place:
     held, run = place.account(), place.newest()
     spent = held.committed(run.run_id) / MICROS
     assert 2.5 < spent <= 4 + CHECK_USD, "the money was used, and no more"
+    assert any(line.startswith(f"  cost: {money(round(spent * MICROS))} of $4.00") for line in place.said)
     assert shown["cost_usd"] == pytest.approx(spent, abs=1e-6), "runs show says what the ledger says"
     assert in_mlflow(place, run.run_id)["status"] == "budget reached"
 

@@ -1,0 +1,89 @@
+"""``nemo-sky cost``: receipts, from the ledger."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from launcher.cli.common import Context, JsonOption, ProjectOption, print_json, print_table
+from launcher.errors import UserError
+
+
+def cost(
+    context: typer.Context,
+    run: Annotated[
+        str | None, typer.Argument(metavar="RUN", help="One run, by its id or the beginning of it.")
+    ] = None,
+    experiment: Annotated[
+        str | None, typer.Option("--experiment", metavar="NAME", help="Only the runs of this experiment.")
+    ] = None,
+    by: Annotated[
+        str | None, typer.Option("--by", metavar="GROUP,...", help="Sums by family, stage, cloud, user, ...")
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option("--since", metavar="TIME", help="Only of the last 30d, 36h, ...")
+    ] = None,
+    project: ProjectOption = None,
+    json: JsonOption = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print the rows as CSV.")] = False,
+) -> None:
+    """Show what runs cost, attempt by attempt or in groups, and what was wasted."""
+    from launcher.launch import open_store
+    from launcher.money import receipts
+    from launcher.money.amounts import parse_duration
+    from launcher.money.ledger import account_name, now_ms, open_ledger
+
+    known: Context = context.obj
+    known.no_script_args()
+    store = open_store(known.project(project))
+    ledger = open_ledger(store)
+    start = now_ms() - round(1000 * parse_duration(since)) if since else 0
+    found = receipts.lines(ledger, start)
+    if experiment:
+        found = [line for line in found if line.experiment == experiment]
+    if run:
+        ids = {line.entry.run for line in found if line.entry.run.startswith(run)}
+        if len(ids) != 1:
+            some = f"any of {len(ids)} runs" if ids else "no run in the ledger"
+            raise UserError(f"{run!r} names {some}", hint="`nemo-sky cost --by run` lists them")
+        found = [line for line in found if line.entry.run in ids]
+    facts: dict[str, Any] = receipts.totals(found)
+    if run or experiment:
+        name = account_name(found[0].entry.run, found[0].experiment) if found else f"experiments/{experiment}"
+        facts |= receipts.caps_of(ledger.read(name), found[0].entry.run if run else None)
+        facts |= receipts.waste(store, found)
+    rows = receipts.by_group(found, by.split(",")) if by else receipts.attempts(found, now_ms())
+    if json:
+        print_json({"total": facts, "rows": rows})
+    elif as_csv:
+        _csv(rows)
+    else:
+        _table(rows, facts)
+
+
+def _csv(rows: list[dict[str, Any]]) -> None:
+    if rows:
+        writer = csv.DictWriter(sys.stdout, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _table(rows: list[dict[str, Any]], facts: dict[str, Any]) -> None:
+    columns = [name for name in rows[0] if any(row[name] is not None for row in rows)] if rows else []
+    cells = [[_cell(name, row[name]) for name in columns] for row in rows]
+    print_table(
+        [name.replace("_usd", ", $").replace("_", " ") for name in columns], cells, empty="no cost yet"
+    )
+    if rows:
+        said = [(name.replace("_usd", ", $").replace("_", " "), _cell(name, v)) for name, v in facts.items()]
+        print_table(("in all", ""), [row for row in said if row[1] != "-"], empty="")
+
+
+def _cell(name: str, value: object) -> object:
+    """Dollars keep six digits, as the ledger does: the rows add up to the sum."""
+    if isinstance(value, float) and name.endswith("_usd"):
+        return f"{value:,.6f}"
+    return "-" if value is None else value

@@ -1,0 +1,182 @@
+"""What runs cost, from the ledger: by run, by experiment, by anything that a launch is known by.
+
+Sums are of whole micro-dollars, so what is shown adds up. A price that is not known is shown as unknown and
+never as 0. What the journals add, set-up and work that was lost, is read for the runs that are asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from launcher.errors import UserError, did_you_mean
+from launcher.money.account import HOUR_MS, MICROS, About, Account, Entry, charge
+from launcher.money.ledger import Ledger
+
+if TYPE_CHECKING:
+    from launcher.artifacts.store import Store
+    from launcher.lineage.journal import Event
+
+GROUPS = ("family", "stage", "cluster", "cloud", "market", "user", "experiment", "run")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One attempt of one run."""
+
+    entry: Entry
+    about: About
+    experiment: str | None
+
+    def group(self, by: str) -> str:
+        """What the attempt is counted under, one of ``GROUPS``."""
+        if by in ("cloud", "market", "run"):
+            return str(getattr(self.entry, by) or "unknown")
+        return str((self.experiment or "-") if by == "experiment" else getattr(self.about, by))
+
+
+def lines(ledger: Ledger, since: int = 0) -> list[Line]:
+    """Every attempt that was launched after ``since`` (milliseconds since the epoch), oldest first."""
+    found = [
+        Line(entry, held.runs[entry.run], held.experiment)
+        for held in ledger.accounts().values()
+        for entry in held.entries.values()
+        if entry.launched >= since
+    ]
+    return sorted(found, key=lambda line: (line.entry.launched, line.entry.key))
+
+
+def totals(found: Iterable[Line]) -> dict[str, Any]:
+    """Attempts, hours and dollars of all. ``saved_usd`` is against on-demand, where that price is known."""
+    entries = [line.entry for line in found]
+    known = [entry for entry in entries if entry.price is not None]
+    against = [entry for entry in known if entry.on_demand is not None]
+    saved = sum(charge(entry.on_demand or 0, entry.end - entry.launched) - entry.cost for entry in against)
+    return {
+        "runs": len({entry.run for entry in entries}),
+        "attempts": len(entries),
+        "hours": round(sum(entry.end - entry.launched for entry in entries) / HOUR_MS, 4),
+        "cost_usd": sum(entry.cost for entry in known) / MICROS if known or not entries else None,
+        "unknown_price": len(entries) - len(known),
+        "saved_usd": saved / MICROS if against else None,
+    }
+
+
+def by_group(found: Sequence[Line], by: Sequence[str]) -> list[dict[str, Any]]:
+    """The totals of each group, dearest first. Raises UserError for a group that there is not."""
+    for name in by:
+        if name not in GROUPS:
+            raise UserError(
+                f"--by {name}: there is no such group{did_you_mean(name, GROUPS)}",
+                hint=f"of {', '.join(GROUPS)}, one or several with commas",
+            )
+    groups: dict[tuple[str, ...], list[Line]] = {}
+    for line in found:
+        groups.setdefault(tuple(line.group(name) for name in by), []).append(line)
+    rows = [
+        {**dict(zip(by, values, strict=True)), **totals(members)}
+        for values, members in sorted(groups.items())
+    ]
+    return sorted(rows, key=lambda row: -(row["cost_usd"] or 0.0))
+
+
+def attempts(found: Iterable[Line], now: int) -> list[dict[str, Any]]:
+    """One row for each attempt."""
+    return [
+        {
+            "run": line.entry.run,
+            "attempt": line.entry.attempt,
+            "market": line.entry.market,
+            "place": "/".join(p for p in (line.entry.cloud, line.entry.region, line.entry.zone) if p),
+            "nodes": line.entry.nodes,
+            "launched_at": _utc(line.entry.launched),
+            "hours": round((line.entry.end - line.entry.launched) / HOUR_MS, 4),
+            "price_per_hour": None if line.entry.price is None else line.entry.price / MICROS,
+            "cost_usd": None if line.entry.price is None else line.entry.cost / MICROS,
+            "state": _state(line.entry, now),
+        }
+        for line in found
+    ]
+
+
+def caps_of(held: Account, run: str | None) -> dict[str, Any]:
+    """The budgets that hold for the run, or with None for the experiment, and what is left, in dollars."""
+    budget = held.budget if run is None else held.budget_of(run)
+    committed = held.committed(run)
+    return {
+        "budget_usd": None if budget is None else budget / MICROS,
+        "left_usd": None if budget is None else (budget - committed) / MICROS,
+    }
+
+
+def waste(store: Store, found: Sequence[Line]) -> dict[str, Any]:
+    """Dollars that bought no progress: set-up, and work after the last checkpoint of an attempt that was
+    lost; and what a billion tokens cost, where the trainer says how many it did. From the journals."""
+    from launcher.lineage import sync
+
+    setup = lost = 0
+    tokens = 0.0
+    for run in dict.fromkeys(line.entry.run for line in found):
+        journals = {events[0].get("attempt"): events for events in sync.attempts(store, run)}
+        for line in found:
+            events = journals.get(line.entry.attempt)
+            if line.entry.run != run or not events:
+                continue
+            begun = _begun(events)
+            work = line.entry.end if begun is None else min(begun, line.entry.end)
+            setup += charge(line.entry.price or 0, work - line.entry.launched)
+            if begun is not None and (events[-1]["type"], events[-1].get("status")) != (
+                "attempt_ended",
+                "succeeded",
+            ):
+                saved = max([work, *(_ms(e) for e in events if e["type"] == "checkpoint")])
+                lost += charge(line.entry.price or 0, line.entry.end - min(saved, line.entry.end))
+            tokens += _tokens(events)
+    cost = sum(line.entry.cost for line in found) / MICROS
+    return {
+        "setup_usd": setup / MICROS,
+        "lost_work_usd": lost / MICROS,
+        "usd_per_billion_tokens": round(cost / tokens * 1e9, 4) if tokens else None,
+    }
+
+
+def _begun(events: Sequence[Event]) -> int | None:
+    """When the trainer reported its first step, in milliseconds since the epoch; None when it never did."""
+    return next((_ms(event) for event in events if event["type"] == "metrics"), None)
+
+
+def _tokens(events: Sequence[Event]) -> float:
+    """Tokens of the attempt, from its speed at the steps that it reported."""
+    points = [
+        (float(point.get("ts") or event["ts"]), float(point["value"]))
+        for event in events
+        if event["type"] == "metrics"
+        for point in event["points"]
+        if point["key"] == "tokens_per_second"
+    ]
+    return sum(
+        speed * max(_seconds(after) - _seconds(before), 0.0)
+        for (before, _), (after, speed) in pairwise(points)
+    )
+
+
+def _seconds(when: float) -> float:
+    """Scripts write milliseconds, journals seconds."""
+    return when / 1000 if when > 1e11 else when
+
+
+def _ms(event: Event) -> int:
+    return round(float(event["ts"]) * 1000)
+
+
+def _state(entry: Entry, now: int) -> str:
+    if entry.ended is not None:
+        return "settled"
+    return "open" if entry.is_open(now) else "to the end of its lease"
+
+
+def _utc(ms: int) -> str:
+    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="seconds")
