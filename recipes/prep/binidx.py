@@ -9,10 +9,13 @@ document boundaries (uint64 each), then sequence lengths (int32), byte offsets (
 from __future__ import annotations
 
 import struct
+from array import array
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from recipes.prep.shards import temporary
 
 _MAGIC = b"MMIDIDX\x00\x00"
 # uint16 holds the ids of a vocabulary up to this size; Megatron's own limit.
@@ -25,27 +28,36 @@ def id_type(vocabulary: int) -> np.dtype[Any]:
 
 
 class Writer:
-    """One shard under temporary names, each with a dot before it; ``prefix`` is the final path without
-    suffix."""
+    """One shard under temporary names; ``prefix`` is the final path without suffix."""
 
     def __init__(self, prefix: Path, vocabulary: int) -> None:
         prefix.parent.mkdir(parents=True, exist_ok=True)
-        self._bin = prefix.with_name(f".{prefix.name}.bin")
-        self._idx = prefix.with_name(f".{prefix.name}.idx")
+        self._bin = temporary(prefix.with_name(f"{prefix.name}.bin"))
+        self._idx = temporary(prefix.with_name(f"{prefix.name}.idx"))
         self._type = id_type(vocabulary)
         self._file = self._bin.open("wb", buffering=1 << 20)
-        self._lengths: list[int] = []
+        self._lengths = array("i")
+        self._begun = 0
         self.tokens = 0
 
     @property
     def documents(self) -> int:
         return len(self._lengths)
 
-    def add(self, ids: list[int]) -> None:
-        """Append one document."""
+    def extend(self, ids: list[int]) -> None:
+        """Append to the document that is being written."""
         self._file.write(np.array(ids, dtype=self._type).tobytes())
-        self._lengths.append(len(ids))
-        self.tokens += len(ids)
+        self._begun += len(ids)
+
+    def end(self, token: int) -> bool:
+        """End the document with ``token``. False, and no document, when nothing was written of it."""
+        if not self._begun:
+            return False
+        self.extend([token])
+        self._lengths.append(self._begun)
+        self.tokens += self._begun
+        self._begun = 0
+        return True
 
     def finish(self) -> bool:
         """Write the index. False, and no files, when there was no document: Megatron cannot read those."""

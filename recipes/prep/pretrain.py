@@ -21,6 +21,7 @@ from recipes.bridge.common import ConfigError, require, write_metadata, write_te
 from recipes.prep import settings as settings_of
 from recipes.prep import shards
 from recipes.prep.binidx import Writer
+from recipes.prep.encoding import encoder as encoder_of
 from recipes.prep.sources import Source, Unit, rows, text_of
 
 SPLITS = ("train", "valid", "test")
@@ -36,16 +37,14 @@ DEFAULTS: dict[str, Any] = {
 }
 # Tokens that end a document in the tokenizers we know, in order of preference.
 _ENDS = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "<|im_end|>")
-# Documents are encoded together: enough that Python's share of the time is small, few enough for memory.
-_BATCH_CHARACTERS = 200_000
-_BATCH_DOCUMENTS = 256
+# Texts are encoded together: enough that Python's share of the time is small, few enough for memory.
+_BATCH_CHARACTERS = 100_000
 
 
 def prepare(given: Mapping[str, Any]) -> None:
     """Make the artifact in ``output`` and its metadata. Raises ConfigError."""
     values = settings_of.known(given, DEFAULTS)
-    require(values["output"], "setting output is missing")
-    require(values["shards"] >= 1, f"shards must be at least 1, not {values['shards']}")
+    settings_of.common(values)
     sources = settings_of.sources(values["sources"])
     valid, test = settings_of.shares(values["splits"] or {})
     tokenizer = settings_of.tokenizer_text(values["tokenizer"])
@@ -64,7 +63,7 @@ def prepare(given: Mapping[str, Any]) -> None:
     }
     pieces = shards.plan(sources, values["shards"], values["seed"], {**context, "tokenizer": tokenizer})
     with shards.session():
-        totals, receipts = shards.make(pieces, folder, make_shard, context, values["on_bad"])
+        totals, receipts = shards.make(pieces, folder, make_shard, context)
     blend = blend_of(sources, receipts)
     require(blend["train"], "no document is left for training")
     write_text(folder / "blend.json", json.dumps(blend, indent=1) + "\n")
@@ -87,42 +86,48 @@ def end_of_document(tokenizer: str, wanted: str | None) -> int:
 
 def make_shard(task: dict[str, Any]) -> dict[str, Any]:
     """In a Ray worker: tokenise one shard into up to three files pairs."""
-    from tokenizers import Tokenizer
-
     folder = Path(task["folder"])
-    encoder = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    encoder.encode_special_tokens = True  # text that looks like a special token stays text
-    vocabulary = encoder.get_vocab_size()
+    encoder = encoder_of((folder / "tokenizer.json").read_text())
     name = f"shard_{task['number']:06d}"
-    writers = {split: Writer(folder / split / task["source"] / name, vocabulary) for split in SPLITS}
+    writers = {split: Writer(folder / split / task["source"] / name, encoder.vocabulary) for split in SPLITS}
     bad = shards.Bad(task["on_bad"])
     counts: Counter[str] = Counter()
     field = task["fields"][task["source"]]
-    end = task["end"]
-    texts: list[str] = []
-    waiting = 0
+    # Pieces of documents that wait to be encoded: the text, the split, and on a document's last its row and
+    # its size in bytes.
+    waiting: list[tuple[str, str, tuple[str, int] | None]] = []
 
     def flush() -> None:
-        for text, encoding in zip(
-            texts, encoder.encode_batch_fast(texts, add_special_tokens=False), strict=True
+        for (_, split, last), ids in zip(
+            waiting, encoder.encode([piece for piece, _, _ in waiting]), strict=True
         ):
-            ids = encoding.ids
-            ids.append(end)
-            writers[shards.split_of(task["seed"], text, task["valid"], task["test"])].add(ids)
-            counts["text_bytes"] += len(text.encode())
+            writers[split].extend(ids)
+            if last:
+                row_name, size = last
+                if writers[split].end(task["end"]):
+                    counts["text_bytes"] += size
+                else:
+                    bad.add(row_name, "the tokenizer makes nothing of it")
+        waiting.clear()
 
+    characters = 0
     for unit in task["units"]:
-        for row in rows(Unit(**unit), field):
+        for row in rows(Unit(**unit), [field]):
             text, reason = text_of(row, field)
+            row_name = f"{task['source']}/{row.name}"
             if reason:
-                bad.add(f"{task['source']}/{row.name}", reason)
+                bad.add(row_name, reason)
                 continue
-            texts.append(text)
-            waiting += len(text)
-            if waiting >= _BATCH_CHARACTERS or len(texts) >= _BATCH_DOCUMENTS:
-                flush()
-                texts.clear()
-                waiting = 0
+            data = text.encode()
+            split = shards.split_of(task["seed"], data, task["valid"], task["test"])
+            done = 0
+            for piece in encoder.pieces(text):
+                done += len(piece)
+                waiting.append((piece, split, (row_name, len(data)) if done == len(text) else None))
+                characters += len(piece)
+                if characters >= _BATCH_CHARACTERS:
+                    flush()
+                    characters = 0
     flush()
     files: dict[str, int] = {}
     for split, writer in writers.items():
@@ -131,8 +136,7 @@ def make_shard(task: dict[str, Any]) -> dict[str, Any]:
             counts[f"{split}_documents"] += writer.documents
             for suffix in (".bin", ".idx"):
                 relative = f"{split}/{task['source']}/{name}{suffix}"
-                target = folder / relative
-                files[relative] = target.with_name(f".{target.name}").stat().st_size
+                files[relative] = shards.temporary(folder / relative).stat().st_size
     return {"counts": counts, "bad": bad.counts, "examples": bad.examples, "files": files}
 
 

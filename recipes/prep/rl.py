@@ -18,7 +18,7 @@ from typing import Any
 from recipes.bridge.common import require, write_metadata
 from recipes.prep import settings as settings_of
 from recipes.prep import shards
-from recipes.prep.sources import Unit, rows
+from recipes.prep.sources import Row, Unit, rows
 
 SPLITS = ("train", "valid", "test")
 DEFAULTS: dict[str, Any] = {
@@ -30,6 +30,8 @@ DEFAULTS: dict[str, Any] = {
     "seed": 1234,
     "on_bad": "skip",
 }
+# A shard is sorted in memory.
+_SHARD_BYTES = 64_000_000
 # Rows of NVIDIA's blend that only point at another data set, whose licence forbids copying it.
 _PLACEHOLDER = "_hf_placeholder"
 
@@ -37,7 +39,7 @@ _PLACEHOLDER = "_hf_placeholder"
 def prepare(given: Mapping[str, Any]) -> None:
     """Make the artifact in ``output`` and its metadata. Raises ConfigError."""
     values = settings_of.known(given, DEFAULTS)
-    require(values["output"], "setting output is missing")
+    settings_of.common(values)
     sources = settings_of.sources(values["sources"])
     valid, test = settings_of.shares(values["splits"] or {})
     started = time.monotonic()
@@ -51,9 +53,9 @@ def prepare(given: Mapping[str, Any]) -> None:
         "seed": values["seed"],
         "on_bad": values["on_bad"],
     }
-    pieces = shards.plan(sources, values["shards"], values["seed"], context)
+    pieces = shards.plan(sources, values["shards"], values["seed"], context, _SHARD_BYTES)
     with shards.session():
-        totals, receipts = shards.make(pieces, folder, make_shard, context, values["on_bad"])
+        totals, receipts = shards.make(pieces, folder, make_shard, context)
     counts = {split: join(folder, split, receipts) for split in SPLITS}
     require(counts["train"], "no row is left for training")
     seconds = time.monotonic() - started
@@ -93,14 +95,8 @@ def make_shard(task: dict[str, Any]) -> dict[str, Any]:
     weight = task["weights"][task["source"]]
     kept: dict[str, list[tuple[float, str]]] = {split: [] for split in SPLITS}
     for unit in task["units"]:
-        for row in rows(Unit(**unit), "text"):
-            reason = row.bad
-            if not reason and _PLACEHOLDER in row.value:
-                reason = "a placeholder for a row of another data set"
-            missing = [key for key in task["required"] if key not in row.value]
-            if not reason and missing:
-                reason = f"no {missing[0]!r}"
-            if reason:
+        for row in rows(Unit(**unit)):
+            if reason := why_not(row, task["required"]):
                 bad.add(f"{task['source']}/{row.name}", reason)
                 continue
             line = json.dumps(row.value, sort_keys=True)  # in ASCII: any JSON reader takes it
@@ -112,10 +108,37 @@ def make_shard(task: dict[str, Any]) -> dict[str, Any]:
     files = {}
     for split, lines in kept.items():
         name = part_name(split, task["source"], task["number"])
-        temporary = (folder / name).with_name(f".{Path(name).name}")
-        temporary.write_text("".join(f"{key:.17f}\t{line}\n" for key, line in sorted(lines)))
-        files[name] = temporary.stat().st_size
+        target = shards.temporary(folder / name)
+        with target.open("w") as file:
+            file.writelines(f"{key:.17f}\t{line}\n" for key, line in sorted(lines))
+        files[name] = target.stat().st_size
     return {"counts": counts, "bad": bad.counts, "examples": bad.examples, "files": files}
+
+
+def why_not(row: Row, required: list[str]) -> str:
+    """Why a row cannot be used; empty when it can."""
+    if row.bad:
+        return row.bad
+    if _PLACEHOLDER in row.value:
+        return "a placeholder for a row of another data set"
+    for key in required:
+        if key not in row.value:
+            return f"no {key!r}"
+        value = row.value[key]
+        # NeMo-Gym's requests have the prompt under "input".
+        if empty(value) or (isinstance(value, dict) and empty(value.get("input", value))):
+            return f"empty {key!r}"
+    try:
+        json.dumps(row.value, ensure_ascii=False, allow_nan=False).encode()
+    except UnicodeEncodeError:  # a lone surrogate, which JSON can spell
+        return "not UTF-8"
+    except (TypeError, ValueError):  # Parquet's dates and bytes; NaN
+        return "a value that JSON does not have"
+    return ""
+
+
+def empty(value: Any) -> bool:
+    return value is None or value in ([], {}) or (isinstance(value, str) and not value.strip())
 
 
 def part_name(split: str, source: str, number: int) -> str:

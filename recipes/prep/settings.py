@@ -10,6 +10,8 @@ from typing import Any
 from recipes.bridge.common import ConfigError, did_you_mean, require
 from recipes.prep.sources import Source
 
+ON_BAD = ("skip", "fail")
+
 
 def known(values: Mapping[str, Any], keys: Mapping[str, Any], where: str = "") -> dict[str, Any]:
     """``values`` over the defaults ``keys``. Raises ConfigError for a key that is not among them, and for a
@@ -23,6 +25,14 @@ def known(values: Mapping[str, Any], keys: Mapping[str, Any], where: str = "") -
         if default is not None and not number and type(value) is not type(default):
             raise ConfigError(f"{dotted} must be a {type(default).__name__}, not {value!r}")
     return {**keys, **values}
+
+
+def common(values: Mapping[str, Any]) -> None:
+    """What every preparation checks before it reads anything. Raises ConfigError."""
+    require(values["output"], "setting output is missing")
+    require(values["shards"] >= 1, f"shards must be at least 1, not {values['shards']}")
+    on_bad = values["on_bad"]
+    require(on_bad in ON_BAD, f"on_bad must be {' or '.join(ON_BAD)}, not {on_bad!r}")
 
 
 def sources(given: Any) -> list[Source]:
@@ -80,9 +90,10 @@ def tokenizer_text(name: str) -> str:
     """The JSON of a tokenizer. Raises ConfigError when it is none."""
     from tokenizers import Tokenizer
 
+    require(name, "setting tokenizer is missing")
     file = tokenizer_file(name)
-    text = Path(file).read_text()
     try:
+        text = Path(file).read_text("utf-8")
         Tokenizer.from_str(text)
     except Exception as error:  # tokenizers raises plain Exception
         raise ConfigError(f"tokenizer: {file} is not a tokenizer: {error}") from None

@@ -8,14 +8,17 @@ tokenizer's own chat template writes it as text; only what the assistant says is
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections import Counter
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from recipes.bridge.common import ConfigError, require, write_metadata, write_text
 from recipes.prep import settings as settings_of
@@ -35,19 +38,23 @@ DEFAULTS: dict[str, Any] = {
     "on_bad": "skip",
 }
 # So many examples are packed together: the more, the fuller the packs, and the more memory.
-_WINDOW = 8192
+_WINDOW, _WINDOW_TOKENS = 8192, 8_000_000
+_ROW_GROUP = 256
+
+Ids = NDArray[np.int32]
+Mask = NDArray[np.int8]
 
 
 def prepare(given: Mapping[str, Any]) -> None:
     """Make the artifact in ``output`` and its metadata. Raises ConfigError."""
     values = settings_of.known(given, DEFAULTS)
-    require(values["output"], "setting output is missing")
+    settings_of.common(values)
     require(values["pack_size"] >= 2, f"pack_size must be at least 2, not {values['pack_size']}")
     too_long = values["too_long"]
     require(too_long in ("drop", "truncate"), f"too_long must be drop or truncate, not {too_long!r}")
     sources = settings_of.sources(values["sources"])
     valid, test = settings_of.shares(values["splits"] or {})
-    load_tokenizer(values["tokenizer"])
+    tokenizer = load_tokenizer(values["tokenizer"])
     started = time.monotonic()
     output = Path(values["output"])
     folder = shards.partial(output)
@@ -61,9 +68,11 @@ def prepare(given: Mapping[str, Any]) -> None:
         "seed": values["seed"],
         "on_bad": values["on_bad"],
     }
-    pieces = shards.plan(sources, values["shards"], values["seed"], context)
+    pieces = shards.plan(
+        sources, values["shards"], values["seed"], {**context, "content": content_of(tokenizer)}
+    )
     with shards.session():
-        totals, receipts = shards.make(pieces, folder, make_shard, context, values["on_bad"])
+        totals, receipts = shards.make(pieces, folder, make_shard, context)
     everything = sum((total.counts for total in totals.values()), Counter[str]())
     require(everything["train_packs"], "no chat is left for training")
     longest = max((receipt["longest"] for receipt in receipts), default=0)
@@ -116,6 +125,18 @@ def load_tokenizer(name: str) -> Any:
     require(tokenizer.chat_template, f"tokenizer: {name!r} has no chat template")
     require(tokenizer.is_fast, f"tokenizer: {name!r} has no fast version, which says where a token stands")
     return tokenizer
+
+
+def content_of(tokenizer: Any) -> str:
+    """A digest of what decides the ids: a folder may hold another tokenizer the next time."""
+    text = f"{tokenizer.backend_tokenizer.to_str()}\0{tokenizer.chat_template}"
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@lru_cache(maxsize=1)
+def loaded(name: str) -> Any:
+    """One for each process."""
+    return load_tokenizer(name)
 
 
 def messages_of(row: Row, field: str) -> tuple[list[dict[str, Any]], str]:
@@ -187,6 +208,19 @@ def pack(lengths: list[int], size: int) -> list[list[int]]:
     return packs
 
 
+def columns_of(
+    packs: list[list[int]], examples: list[tuple[Ids, Mask]]
+) -> list[tuple[NDArray[np.int32], NDArray[Any]]]:
+    """Ids, mask and starts of some packs, each as offsets into one array of values."""
+    ids = [np.concatenate([examples[index][0] for index in members]) for members in packs]
+    mask = [np.concatenate([examples[index][1] for index in members]) for members in packs]
+    starts = [np.cumsum([0, *(len(examples[index][0]) for index in members[:-1])]) for members in packs]
+    return [
+        (np.cumsum([0, *map(len, parts)], dtype=np.int32), np.concatenate(parts))
+        for parts in (ids, mask, starts)
+    ]
+
+
 def make_shard(task: dict[str, Any]) -> dict[str, Any]:
     """In a Ray worker: one shard's packs, a file per split."""
     import pyarrow as pa
@@ -197,10 +231,12 @@ def make_shard(task: dict[str, Any]) -> dict[str, Any]:
          ("seq_start_id", pa.list_(pa.int32()))]
     )  # fmt: skip
     folder, size = Path(task["folder"]), task["pack_size"]
-    tokenizer = load_tokenizer(task["tokenizer"])
+    field = task["fields"][task["source"]]
+    tokenizer = loaded(task["tokenizer"])
     bad = shards.Bad(task["on_bad"])
     counts: Counter[str] = Counter()
-    waiting: dict[str, list[tuple[list[int], list[int]]]] = {split: [] for split in SPLITS}
+    waiting: dict[str, list[tuple[Ids, Mask]]] = {split: [] for split in SPLITS}
+    held: Counter[str] = Counter()  # tokens in waiting
     names = {split: f"{split}/{task['source']}-{task['number']:06d}.idx.parquet" for split in SPLITS}
     writers: dict[str, Any] = {}
     longest = fullest = 0
@@ -210,27 +246,28 @@ def make_shard(task: dict[str, Any]) -> dict[str, Any]:
         examples = waiting[split]
         # Bridge counts a sequence by what it predicts: one token less than it has.
         packs = pack([len(ids) - 1 for ids, _ in examples], size)
-        table = []
         for members in packs:
-            starts = np.cumsum([0, *(len(examples[index][0]) for index in members[:-1])]).tolist()
-            ids = [token for index in members for token in examples[index][0]]
-            mask = [flag for index in members for flag in examples[index][1]]
-            table.append({"input_ids": ids, "loss_mask": mask, "seq_start_id": starts})
             longest = max(longest, *(len(examples[index][0]) - 1 for index in members))
             fullest = max(fullest, len(members))
         if split not in writers:
-            target = folder / names[split]
+            target = shards.temporary(folder / names[split])
             target.parent.mkdir(parents=True, exist_ok=True)
-            temporary = target.with_name(f".{target.name}")
-            writers[split] = pq.ParquetWriter(temporary, schema, compression="zstd")
-        writers[split].write_table(pa.Table.from_pylist(table, schema=schema), row_group_size=256)
+            writers[split] = pq.ParquetWriter(target, schema, compression="zstd")
+        for at in range(0, len(packs), _ROW_GROUP):
+            columns = columns_of(packs[at : at + _ROW_GROUP], examples)
+            lists = [
+                pa.ListArray.from_arrays(offsets, values.astype(field.type.value_type.to_pandas_dtype()))
+                for field, (offsets, values) in zip(schema, columns, strict=True)
+            ]
+            writers[split].write_table(pa.Table.from_arrays(lists, schema=schema))
         counts[f"{split}_packs"] += len(packs)
+        held[split] = 0
         examples.clear()
 
     for unit in task["units"]:
-        for row in rows(Unit(**unit), task["fields"][task["source"]]):
+        for row in rows(Unit(**unit), [field, "input", "output"]):
             name = f"{task['source']}/{row.name}"
-            messages, reason = messages_of(row, task["fields"][task["source"]])
+            messages, reason = messages_of(row, field)
             if not reason:
                 ids, said, reason = tokenise(tokenizer, messages)
             if not reason and len(ids) - 1 > size:
@@ -244,13 +281,14 @@ def make_shard(task: dict[str, Any]) -> dict[str, Any]:
             if reason:
                 bad.add(name, reason)
                 continue
-            mask = [int(flag) for flag in said[1:]] + [0]
+            mask = np.array([*said[1:], False], dtype=np.int8)
             split = shards.split_of(task["seed"], json.dumps(messages), task["valid"], task["test"])
-            waiting[split].append((ids, mask))
+            waiting[split].append((np.array(ids, dtype=np.int32), mask))
+            held[split] += len(ids)
             counts["examples"] += 1
             counts["tokens"] += len(ids)
-            counts["trained_tokens"] += sum(mask)
-            if len(waiting[split]) >= _WINDOW:
+            counts["trained_tokens"] += int(mask.sum())
+            if len(waiting[split]) >= _WINDOW or held[split] >= _WINDOW_TOKENS:
                 flush(split)
     for split, examples in waiting.items():
         if examples:
@@ -259,8 +297,7 @@ def make_shard(task: dict[str, Any]) -> dict[str, Any]:
         writer.close()
     files = {}
     for split in writers:
-        target = folder / names[split]
-        files[names[split]] = target.with_name(f".{target.name}").stat().st_size
+        files[names[split]] = shards.temporary(folder / names[split]).stat().st_size
     return {
         "counts": counts, "bad": bad.counts, "examples": bad.examples, "files": files,
         "longest": longest, "fullest": fullest,

@@ -2,8 +2,9 @@
 
 Which rows go into which shard is decided before anything is read, from file names, sizes and the seed.
 Each shard is a pure function of its units and the settings, written under temporary names; its receipt is
-written last. A run that was killed finds the receipts and makes only what is missing: the same bytes.
-Ray Data spreads the shards over the cluster's CPUs; no shard is held in memory.
+written last. A run that was killed finds the receipts and makes only what is missing: the same bytes. SIGTERM
+ends a run with status 75, "try again". Ray Data spreads the shards over the cluster's CPUs; no shard is held
+in memory.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import hashlib
 import json
 import logging
 import os
+import signal
 import sys
 import time
 from collections import Counter
@@ -19,6 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from recipes.bridge.common import ConfigError, require, write_text
@@ -27,6 +30,11 @@ from recipes.prep.sources import Source, Unit, plain, units
 # A piece smaller than this is not worth a seek.
 _SMALLEST = 256_000
 _LARGEST = 64_000_000
+
+# The status of a run that a signal ended: EX_TEMPFAIL, the agent's own.
+STOPPED = 75
+# Only names of shards and receipts pass through Ray's object store; this is the least that Ray takes.
+_OBJECT_STORE = 80_000_000
 
 # Given a shard's plain description, write its files and return what was counted.
 Maker = Callable[[dict[str, Any]], dict[str, Any]]
@@ -50,13 +58,24 @@ class Totals:
     bad: Counter[str] = field(default_factory=Counter)
 
 
-def uniform(seed: int, key: str) -> float:
+class Stopped(SystemExit):
+    """SIGTERM or SIGINT came: what is done is on disk, and the process ends with status 75."""
+
+
+def temporary(target: Path) -> Path:
+    """The name of a file that is being written. It begins with a dot, and is this process's own: a worker
+    that outlives its run cannot write into the next one's file."""
+    return target.with_name(f".{target.name}.{os.getpid()}")
+
+
+def uniform(seed: int, key: str | bytes) -> float:
     """A number in [0, 1) that depends on nothing but ``seed`` and ``key``."""
-    digest = hashlib.blake2b(f"{seed}\0{key}".encode(errors="surrogatepass"), digest_size=8).digest()
-    return (int.from_bytes(digest, "big") >> 11) / 2**53  # as many bits as a float holds: never 1
+    hashed = hashlib.blake2b(f"{seed}\0".encode(), digest_size=8)
+    hashed.update(key if isinstance(key, bytes) else key.encode(errors="surrogatepass"))
+    return (int.from_bytes(hashed.digest(), "big") >> 11) / 2**53  # as many bits as a float holds: never 1
 
 
-def split_of(seed: int, key: str, valid: float, test: float) -> str:
+def split_of(seed: int, key: str | bytes, valid: float, test: float) -> str:
     """By content, so that two copies of a document never stand on both sides."""
     at = uniform(seed, key)
     if at < valid:
@@ -64,8 +83,11 @@ def split_of(seed: int, key: str, valid: float, test: float) -> str:
     return "test" if at < valid + test else "train"
 
 
-def plan(sources: list[Source], count: int, seed: int, settings: Mapping[str, Any]) -> list[Shard]:
-    """About ``count`` shards in all, to each source as its bytes; at least one each.
+def plan(
+    sources: list[Source], count: int, seed: int, settings: Mapping[str, Any], largest: int | None = None
+) -> list[Shard]:
+    """About ``count`` shards in all, to each source as its bytes; at least one each, and more where one
+    would have over ``largest`` bytes.
 
     ``settings`` are what else decides the bytes: the tokenizer, the splits.
     """
@@ -77,7 +99,7 @@ def plan(sources: list[Source], count: int, seed: int, settings: Mapping[str, An
     shards: list[Shard] = []
     for source in sources:
         size = sum(unit.size for unit in listed[source.name])
-        wanted = max(1, round(count * size / max(total, 1)))
+        wanted = max(1, round(count * size / max(total, 1)), -(-size // largest) if largest else 1)
         pieces = units(source, min(_LARGEST, max(_SMALLEST, size // (4 * wanted) + 1)))
         pieces.sort(key=lambda unit: (uniform(seed, f"{unit.name}\0{unit.start}"), unit.name, unit.start))
         for number, mine in enumerate(_dealt(pieces, wanted)):
@@ -99,14 +121,18 @@ def _dealt(pieces: list[Unit], count: int) -> list[list[Unit]]:
 
 
 def make(
-    shards: list[Shard], folder: Path, maker: Maker, context: Mapping[str, Any], on_bad: str
+    shards: list[Shard], folder: Path, maker: Maker, context: Mapping[str, Any]
 ) -> tuple[dict[str, Totals], list[dict[str, Any]]]:
     """Make every shard that has no receipt in ``folder``/.receipts; Ray must be up.
 
-    ``maker`` gets the shard's fields, ``context`` and ``folder``; it returns ``counts``, ``bad`` and
-    ``files`` (path relative to ``folder`` -> bytes). Returns totals by source, and all receipts in the order
-    of the shards. Raises ConfigError for the first bad row under ``on_bad: fail``.
+    ``maker`` gets the shard's fields, ``context`` and ``folder``; it writes files under the names of
+    ``temporary`` and returns ``counts``, ``bad`` and ``files`` (path relative to ``folder`` -> bytes).
+    Returns totals by source, and all receipts in the order of the shards. Raises ConfigError for the first
+    bad row under ``on_bad: fail``, and Stopped on a signal.
     """
+    for path in folder.rglob(".*"):
+        if path.is_file():  # what a killed run was writing
+            path.unlink(missing_ok=True)
     receipts: dict[tuple[str, int], dict[str, Any]] = {}
     missing = []
     for shard in shards:
@@ -118,16 +144,21 @@ def make(
     if receipts:
         print(f"{len(receipts)} of {len(shards)} shards are there already", flush=True)
     progress = Progress(sum(unit.size for shard in missing for unit in shard.units))
-    for result in _made(missing, folder, maker, context):
-        receipts[result["source"], result["number"]] = result
-        progress.add(result["input_bytes"])
+    try:
+        for result in _made(missing, folder, maker, context):
+            receipts[result["source"], result["number"]] = result
+            progress.add(result["input_bytes"])
+    except Stopped:
+        kept = sum(_receipt(folder, shard) is not None for shard in shards)
+        print(f"stopped: {kept} of {len(shards)} shards are saved, the same run goes on there", flush=True)
+        raise
     ordered = [receipts[shard.source, shard.number] for shard in shards]
     totals: dict[str, Totals] = {}
     for receipt in ordered:
         total = totals.setdefault(receipt["source"], Totals())
         total.counts.update(receipt["counts"])
         total.bad.update(receipt["bad"])
-    _report(totals, ordered, on_bad)
+    _report(totals, ordered)
     return totals, ordered
 
 
@@ -174,9 +205,9 @@ def _one(row: dict[str, str], maker: Maker) -> dict[str, str]:
     receipt = maker(task)
     for name in receipt["files"]:
         target = folder / name
-        with target.with_name(f".{target.name}").open("rb+") as file:
+        with temporary(target).open("rb+") as file:
             os.fsync(file.fileno())
-        target.with_name(f".{target.name}").replace(target)
+        temporary(target).replace(target)
     receipt = {
         **receipt,
         "source": task["source"],
@@ -203,14 +234,14 @@ def _receipt(folder: Path, shard: Shard) -> dict[str, Any] | None:
     return found if sizes == found["files"] else None
 
 
-def _report(totals: Mapping[str, Totals], receipts: list[dict[str, Any]], on_bad: str) -> None:
+def _report(totals: Mapping[str, Totals], receipts: list[dict[str, Any]]) -> None:
     for source, total in totals.items():
         counted = ", ".join(f"{value:,} {key}" for key, value in sorted(total.counts.items()))
         print(f"{source}: {counted}", flush=True)
+        mine = [receipt["examples"] for receipt in receipts if receipt["source"] == source]
         for reason, count in sorted(total.bad.items()):
-            first = next(r["examples"][reason] for r in receipts if reason in r.get("examples", {}))
+            first = next(examples[reason] for examples in mine if reason in examples)
             print(f"{source}: left out {count:,}: {reason} (such as {first})", flush=True)
-    require(on_bad in ("skip", "fail"), f"on_bad must be skip or fail, not {on_bad!r}")
 
 
 class Bad:
@@ -246,27 +277,41 @@ def partial(output: Path) -> Path:
     return folder
 
 
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    for each in _SIGNALS:
+        signal.signal(each, signal.SIG_IGN)
+    raise Stopped(STOPPED)
+
+
 @contextmanager
 def session() -> Iterator[None]:
-    """Connect to the agent's Ray cluster, or start one on this machine's CPUs."""
+    """Connect to the agent's Ray cluster, or start one on this machine's CPUs.
+
+    Inside, SIGTERM and SIGINT raise Stopped.
+    """
+    here = str(Path(__file__).resolve().parents[2])
     for key, value in {
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "TOKENIZERS_PARALLELISM": "false",  # Ray runs the workers side by side; each keeps to one thread
     }.items():
         os.environ.setdefault(key, value)
+    address = os.environ.get("RAY_ADDRESS")
+    options: dict[str, Any]
+    if address:
+        options = {"address": address, "runtime_env": {"env_vars": {"PYTHONPATH": here}}}
+    else:
+        # The workers inherit it: those that Ray starts ahead can be used, which an environment rules out.
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))
+        options = {"include_dashboard": False, "object_store_memory": _OBJECT_STORE}
+    before = {number: signal.signal(number, _stop) for number in _SIGNALS}
     import ray
 
-    address = os.environ.get("RAY_ADDRESS")
-    local: dict[str, Any] = {} if address else {"include_dashboard": False}
-    here = str(Path(__file__).resolve().parents[2])
-    ray.init(
-        address=address,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        runtime_env={"env_vars": {"PYTHONPATH": here}},
-        **local,
-    )
+    ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+    signal.signal(signal.SIGTERM, _stop)  # again: Ray takes it for itself
     try:
         import ray.data
 
@@ -281,6 +326,8 @@ def session() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class Progress:

@@ -6,11 +6,13 @@ Parquet file, or one whole file. Every row that cannot be used is a value too, w
 
 from __future__ import annotations
 
+import codecs
 import fnmatch
 import gzip
 import io
 import json
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,6 +22,7 @@ from recipes.bridge.common import ConfigError, require
 HUB = "hf://"
 JSONL = (".jsonl", ".ndjson", ".json")
 PACKED = (".gz",)
+_PARQUET_ROWS = 16  # so few that a batch of long documents is small
 KINDS = (*JSONL, ".parquet", ".txt", ".md", ".py", ".rst")
 
 
@@ -98,21 +101,25 @@ def files(source: Source) -> list[tuple[str, str, int]]:
     return kept
 
 
-def rows(unit: Unit, field: str) -> Iterator[Row]:
-    """The rows of one piece, bad ones included."""
+def rows(unit: Unit, keys: Sequence[str] = ()) -> Iterator[Row]:
+    """The rows of one piece, bad ones included, in the memory of one row or a little more.
+
+    ``keys`` are those that the caller reads, all without: the first has the text of a plain file. What
+    follows a place where a compressed file or Parquet is damaged is lost, which is a bad row too.
+    """
     if unit.name.endswith(".parquet"):
-        yield from _parquet_rows(unit)
+        yield from _parquet_rows(unit, keys)
         return
-    if unit.name.removesuffix(".gz").endswith(JSONL):
-        with _opened(unit) as file:
-            yield from _json_rows(file, unit)
-        return
-    with _opened(unit) as file:
-        data = file.read()
     try:
-        yield Row(unit.name, {field: data.decode("utf-8")})
+        with _opened(unit) as file:
+            if unit.name.removesuffix(".gz").endswith(JSONL):
+                yield from _json_rows(file, unit)
+            else:
+                yield Row(unit.name, {(keys or ("text",))[0]: file.read().decode("utf-8")})
     except UnicodeDecodeError:
         yield Row(unit.name, {}, "not UTF-8")
+    except (gzip.BadGzipFile, EOFError, zlib.error):
+        yield Row(unit.name, {}, "damaged: the rest of the file is lost")
 
 
 def text_of(row: Row, field: str) -> tuple[str, str]:
@@ -154,30 +161,49 @@ def _json_rows(file: BinaryIO, unit: Unit) -> Iterator[Row]:
         if not line:
             return
         name = f"{unit.name}@{at}"
-        at += len(line)
+        if at == 0:
+            at, line = len(line), line.removeprefix(codecs.BOM_UTF8)
+        else:
+            at += len(line)
         if not line.strip():
             yield Row(name, {}, "empty")
             continue
         try:
-            value = json.loads(line)
+            value = json.loads(line.decode("utf-8"))
         except UnicodeDecodeError:
             yield Row(name, {}, "not UTF-8")
-        except ValueError:
+        except (ValueError, RecursionError):
             yield Row(name, {}, "not JSON")
         else:
             yield Row(name, value) if isinstance(value, dict) else Row(name, {}, "not a JSON object")
 
 
-def _parquet_rows(unit: Unit) -> Iterator[Row]:
+def _parquet_rows(unit: Unit, keys: Sequence[str]) -> Iterator[Row]:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with _opened(unit) as file:
-        table = pq.ParquetFile(file)
-        at = 0
-        for batch in table.iter_batches(batch_size=512, row_groups=list(range(unit.start, unit.end))):
-            for value in batch.to_pylist():
-                yield Row(f"{unit.name}#{unit.start}+{at}", value)
-                at += 1
+    at = 0
+    try:
+        with _opened(unit) as file:
+            table = pq.ParquetFile(file)
+            columns = [key for key in keys if key in table.schema_arrow.names] or None
+            groups = list(range(unit.start, unit.end))
+            for batch in table.iter_batches(batch_size=_PARQUET_ROWS, row_groups=groups, columns=columns):
+                for index in range(batch.num_rows):
+                    yield Row(f"{unit.name}#{unit.start}+{at}", *_parquet_row(batch.slice(index, 1)))
+                    at += 1
+    except (pa.ArrowInvalid, OSError) as error:
+        if getattr(error, "errno", None) or ("://" in unit.path and not unit.path.startswith(HUB)):
+            raise  # not the file's fault: a disk or a network that may work another time
+        yield Row(f"{unit.name}#{unit.start}+{at}", {}, "damaged: the rest of its row groups is lost")
+
+
+def _parquet_row(row: Any) -> tuple[dict[str, Any], str]:
+    try:
+        value: dict[str, Any] = row.to_pylist()[0]
+    except UnicodeDecodeError:  # Parquet does not check what it calls a string
+        return {}, "not UTF-8"
+    return value, ""
 
 
 def _row_groups(path: str, name: str, size: int, chunk: int) -> list[Unit]:

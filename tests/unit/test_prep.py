@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -19,29 +20,12 @@ from recipes.prep import pretrain, rl, sft, shards
 from recipes.prep import settings as settings_of
 from recipes.prep.binidx import Writer
 from recipes.prep.sources import Source, Unit, rows, text_of, units
-
-END = "<|endoftext|>"
-TEMPLATE = (
-    "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}" + END + "{% endfor %}"
-    "{% if add_generation_prompt %}[assistant]{% endif %}"
-)
+from tests.prep import BAD, END, GOOD, make_tokenizer, write_bad
 
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A byte-level tokenizer with a chat template."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-
-    words = [END, *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    made = Tokenizer(models.BPE({word: index for index, word in enumerate(words)}, []))
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
-    made.add_special_tokens([END])
-    folder = tmp_path_factory.mktemp("tokenizer")
-    made.save(str(folder / "tokenizer.json"))
-    kind = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": END, "chat_template": TEMPLATE}
-    (folder / "tokenizer_config.json").write_text(json.dumps(kind))
-    return folder
+    return make_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 @settings(max_examples=60, deadline=None)
@@ -53,7 +37,7 @@ def test_every_line_is_in_exactly_one_piece(
     file = folder / "a.jsonl"
     file.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
     pieces = units(Source("a", str(folder)), chunk)
-    read = [row.value["text"] for piece in pieces for row in rows(piece, "text")]
+    read = [row.value["text"] for piece in pieces for row in rows(piece, ["text"])]
     assert read == lines
 
 
@@ -63,7 +47,7 @@ def test_bad_rows_are_values_with_a_reason(tmp_path: Path) -> None:
         b'{"text": "fine"}\n\n{"text": ""}\n{"txt": 1}\n{broken\n\xff\xfe\n'
         b'{"text": "\\ud800"}\n[1]\n{"text": 5}\n'
     )
-    reasons = [text_of(row, "text")[1] for row in rows(Unit(str(file), "bad.jsonl", 0, 10**6, 1), "text")]
+    reasons = [text_of(row, "text")[1] for row in rows(Unit(str(file), "bad.jsonl", 0, 10**6, 1))]
     missing = "no text under 'text'"
     assert reasons == [
         "", "empty", "empty", missing, "not JSON", "not UTF-8", "not UTF-8", "not a JSON object", missing,
@@ -80,7 +64,7 @@ def test_parquet_gzip_and_plain_files_are_read(tmp_path: Path) -> None:
     (tmp_path / "d.bin").write_bytes(b"\0")
     pieces = units(Source("mix", str(tmp_path)), 100)
     assert [piece.name for piece in pieces] == ["a.parquet"] * 4 + ["b.jsonl.gz", "c.md"]
-    read = [text_of(row, "text")[0] for piece in pieces for row in rows(piece, "text")]
+    read = [text_of(row, "text")[0] for piece in pieces for row in rows(piece, ["text"])]
     assert read == [*(f"row {n}" for n in range(10)), "zipped", "plain"]
 
 
@@ -93,11 +77,17 @@ def test_parquet_gzip_and_plain_files_are_read(tmp_path: Path) -> None:
         ({"sources": [{"name": "a", "path": "x", "weight": 0}]}, "sources.0.weight must be above 0"),
         ({"shrads": 3}, "did you mean 'shards'"),
         ({"shards": "many"}, "shards must be a int"),
+        ({"shards": 0}, "shards must be at least 1"),
+        ({"on_bad": "ignore"}, "on_bad must be skip or fail, not 'ignore'"),
         ({"tokenizer": "./nowhere"}, "tokenizer: there is no file nowhere"),
     ],
 )
-def test_wrong_settings_are_refused(values: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_wrong_settings_are_refused(
+    values: dict[str, Any], message: str, tokenizer: Path, tmp_path: Path
+) -> None:
     fine = {"output": str(tmp_path / "out"), "sources": [{"name": "a", "path": str(tmp_path)}]}
+    if "tokenizer" not in values:
+        fine["tokenizer"] = str(tokenizer)
     with pytest.raises(ConfigError, match=message):
         pretrain.prepare({**fine, **values})
 
@@ -120,7 +110,7 @@ def task(folder: Path, source: Path, **more: Any) -> dict[str, Any]:
 def finished(folder: Path, receipt: dict[str, Any]) -> None:
     for name, size in receipt["files"].items():
         target = folder / name
-        target.with_name(f".{target.name}").replace(target)
+        shards.temporary(target).replace(target)
         assert target.stat().st_size == size
 
 
@@ -298,3 +288,140 @@ def test_an_output_is_whole_or_absent(tmp_path: Path) -> None:
     assert [path.name for path in output.iterdir()] == ["blend.json"]
     with pytest.raises(ConfigError, match="exists and is not empty"):
         shards.finish(shards.partial(output), output)
+
+
+def settings_for(stage: str, tokenizer: Path) -> tuple[Any, dict[str, Any]]:
+    """A stage's maker, and what it needs beside what all need."""
+    found: dict[str, tuple[Any, dict[str, Any]]] = {
+        "pretrain": (pretrain.make_shard, {"fields": {"s": "text"}, "end": 0}),
+        "sft": (
+            sft.make_shard,
+            {"fields": {"s": "messages"}, "tokenizer": str(tokenizer), "pack_size": 99, "too_long": "drop"},
+        ),
+        "rl": (rl.make_shard, {"required": ["responses_create_params"], "weights": {"s": 1.0}}),
+    }
+    return found[stage]
+
+
+def with_tokenizer(folder: Path, tokenizer: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "tokenizer.json").write_text((tokenizer / "tokenizer.json").read_text())
+    return folder
+
+
+@pytest.mark.parametrize("stage", BAD)
+def test_every_row_is_kept_or_counted(stage: str, tokenizer: Path, tmp_path: Path) -> None:
+    expected = write_bad(tmp_path / "bad.jsonl", stage)
+    make_shard, needs = settings_for(stage, tokenizer)
+    folder = with_tokenizer(tmp_path / "out", tokenizer)
+    receipt = make_shard(task(folder, tmp_path / "bad.jsonl", **needs))
+    assert receipt["bad"] == expected
+    assert set(receipt["examples"]) == set(expected)
+    kept = [receipt["counts"].get(key, 0) for key in ("examples", "train_documents", "train_rows")]
+    others = ("valid_documents", "test_documents", "valid_rows", "test_rows")
+    assert sum(kept) + sum(receipt["counts"].get(key, 0) for key in others) == 20
+
+
+@pytest.mark.parametrize(
+    ("stage", "line", "reason"), [(stage, *bad) for stage, all_bad in BAD.items() for bad in all_bad]
+)
+def test_every_kind_of_bad_row_can_end_the_run(
+    stage: str, line: bytes, reason: str, tokenizer: Path, tmp_path: Path
+) -> None:
+    good = json.dumps(GOOD[stage]).encode() + b"\n"
+    source = tmp_path / "bad.jsonl"
+    source.write_bytes(good + line + b"\n" + good)
+    make_shard, needs = settings_for(stage, tokenizer)
+    folder = with_tokenizer(tmp_path / "out", tokenizer)
+    with pytest.raises(ConfigError) as refused:
+        make_shard(task(folder, source, **needs) | {"on_bad": "fail"})
+    assert str(refused.value).startswith(f"s/bad.jsonl@{len(good)}: {reason} (on_bad: skip")
+
+
+def test_damage_in_the_middle_of_a_file_is_a_bad_row(tmp_path: Path) -> None:
+    with gzip.open(tmp_path / "a.jsonl.gz", "wt") as file:
+        file.writelines(json.dumps({"text": f"line {n}"}) + "\n" for n in range(50))
+    packed = (tmp_path / "a.jsonl.gz").read_bytes()
+    (tmp_path / "a.jsonl.gz").write_bytes(packed[: len(packed) // 2])
+    table = pa.table({"text": [f"{n} " + "x" * 1000 for n in range(600)]})
+    pq.write_table(table, tmp_path / "b.parquet", row_group_size=100, compression="gzip")
+    content = bytearray((tmp_path / "b.parquet").read_bytes())
+    size = pq.ParquetFile(tmp_path / "b.parquet").metadata.row_group(0).total_byte_size
+    assert size > 200
+    content[40:140] = b"\xff" * 100
+    (tmp_path / "b.parquet").write_bytes(content)
+    for name in ("a.jsonl.gz", "b.parquet"):
+        pieces = units(Source("s", str(tmp_path), pattern=name), 10**9)
+        read = [row for piece in pieces for row in rows(piece, ["text"])]
+        assert [row.bad for row in read if row.bad], name
+        assert all("damaged" in row.bad for row in read if row.bad)
+
+
+def test_parquet_reads_only_what_is_asked_for_and_misses_no_row(tmp_path: Path) -> None:
+    table = pa.table({"text": [f"row {n}" for n in range(50)], "other": list(range(50))})
+    pq.write_table(table, tmp_path / "a.parquet")
+    (piece,) = units(Source("s", str(tmp_path)), 10**9)
+    assert [row.value for row in rows(piece, ["text"])] == [{"text": f"row {n}"} for n in range(50)]
+    assert [row.value for row in rows(piece, ["gone"])] == table.to_pylist()
+    assert [row.value for row in rows(piece)] == table.to_pylist()
+
+
+def test_strings_of_parquet_that_are_not_utf8_are_bad_rows(tmp_path: Path) -> None:
+    text = pa.array([b"fine", b"\xff\xfe", b"also fine"]).cast(pa.binary())
+    offsets, data = text.buffers()[1:]
+    pq.write_table(pa.table({"text": pa.StringArray.from_buffers(3, offsets, data)}), tmp_path / "a.parquet")
+    (piece,) = units(Source("s", str(tmp_path)), 10**9)
+    assert [text_of(row, "text") for row in rows(piece, ["text"])] == [
+        ("fine", ""), ("", "not UTF-8"), ("also fine", ""),
+    ]  # fmt: skip
+
+
+def test_a_document_of_which_nothing_is_left_is_counted(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    made = Tokenizer(models.BPE({END: 0, "a": 1}, []))  # no token for anything else, and none for unknown
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    folder = tmp_path / "out"
+    folder.mkdir()
+    made.save(str(folder / "tokenizer.json"))
+    source = tmp_path / "text.jsonl"
+    source.write_text('{"text": "a a"}\n{"text": "bbb"}\n')
+    receipt = pretrain.make_shard(task(folder, source, fields={"s": "text"}, end=0, valid=0.0, test=0.0))
+    assert receipt["bad"] == {"the tokenizer makes nothing of it": 1}
+    assert receipt["counts"]["train_documents"] == 1
+    assert receipt["counts"]["train_tokens"] == 3
+
+
+def test_a_long_document_gives_the_ids_of_the_whole(tokenizer: Path, tmp_path: Path) -> None:
+    from recipes.prep.encoding import PIECE_CHARACTERS
+
+    texts = ["short", "word and\n" * (PIECE_CHARACTERS // 2), "é" * 3 * PIECE_CHARACTERS, "last"]
+    source = tmp_path / "text.jsonl"
+    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    folder = with_tokenizer(tmp_path / "out", tokenizer)
+    receipt = pretrain.make_shard(task(folder, source, fields={"s": "text"}, end=0, valid=0.0, test=0.0))
+    finished(folder, receipt)
+    from tokenizers import Tokenizer
+
+    encoder = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
+    whole = [[*encoder.encode(text).ids, 0] for text in texts]
+    assert np.fromfile(folder / "train/s/shard_000000.bin", np.uint16).tolist() == list(
+        itertools.chain(*whole)
+    )
+
+
+def test_the_shards_of_prompts_are_never_too_large_to_sort(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"responses_create_params": {"input": "x"}}\n' * 30_000)
+    few = shards.plan([Source("s", str(tmp_path))], 1, 7, {})
+    more = shards.plan([Source("s", str(tmp_path))], 1, 7, {}, 300_000)
+    assert len(few) == 1
+    assert len(more) == 5
+
+
+def test_what_a_killed_run_was_writing_is_removed(tokenizer: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "out.partial"
+    (folder / "train").mkdir(parents=True)
+    (folder / "train/.shard_000000.bin.123").write_text("half")
+    (folder / "train/shard_000000.bin").write_text("whole")
+    assert shards.make([], folder, pretrain.make_shard, {}) == ({}, [])
+    assert [path.name for path in (folder / "train").iterdir()] == ["shard_000000.bin"]
