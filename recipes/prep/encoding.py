@@ -24,6 +24,7 @@ import json
 import re
 from collections.abc import Iterator
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 PIECE_CHARACTERS = 50_000
@@ -86,9 +87,10 @@ class Encoder:
 
 
 @lru_cache(maxsize=1)
-def encoder(tokenizer: str) -> Encoder:
-    """One for each process: to read a large vocabulary takes half a second."""
-    return Encoder(tokenizer)
+def encoder(file: str) -> Encoder:
+    """That of a tokenizer.json, which stays as it is while a run lasts. One for each process: to read a large
+    vocabulary takes half a second."""
+    return Encoder(Path(file).read_text("utf-8"))
 
 
 def cuts_safely(tokenizer: Any) -> bool:

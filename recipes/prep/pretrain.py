@@ -87,7 +87,7 @@ def end_of_document(tokenizer: str, wanted: str | None) -> int:
 def make_shard(task: dict[str, Any]) -> dict[str, Any]:
     """In a Ray worker: tokenise one shard into up to three files pairs."""
     folder = Path(task["folder"])
-    encoder = encoder_of((folder / "tokenizer.json").read_text())
+    encoder = encoder_of(str(folder / "tokenizer.json"))
     name = f"shard_{task['number']:06d}"
     writers = {split: Writer(folder / split / task["source"] / name, encoder.vocabulary) for split in SPLITS}
     bad = shards.Bad(task["on_bad"])

@@ -168,7 +168,6 @@ def _made(
     if not missing:
         return
     import ray.data
-    from ray.exceptions import RayError
 
     tasks = [
         {
@@ -186,23 +185,20 @@ def _made(
         for shard in missing
     ]
     data = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map(_one, fn_args=[maker], num_cpus=1)
-    try:
-        for row in data.iter_rows():
-            yield json.loads(row["receipt"])
-    except (RayError, ConfigError) as error:
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, ConfigError):
-            cause = getattr(cause, "cause", None) or cause.__cause__
-        if cause is None:
-            raise
-        raise ConfigError(str(cause).strip().splitlines()[-1]) from None
+    for row in data.iter_rows():
+        result: dict[str, Any] = json.loads(row["receipt"])
+        require("refused" not in result, result.get("refused", ""))
+        yield result
 
 
 def _one(row: dict[str, str], maker: Maker) -> dict[str, str]:
     """In a Ray worker: one shard, its files first and its receipt last."""
     task = json.loads(row["task"])
     folder = Path(task["folder"])
-    receipt = maker(task)
+    try:
+        receipt = maker(task)
+    except ConfigError as error:  # as a value: what Ray makes of an exception has lost its cause
+        return {"receipt": json.dumps({"refused": str(error)})}
     for name in receipt["files"]:
         target = folder / name
         with temporary(target).open("rb+") as file:
