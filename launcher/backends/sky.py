@@ -11,7 +11,7 @@ import contextlib
 import json
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,11 +31,14 @@ _AGAIN = 200  # lines remembered, so that a log taken up again is not shown twic
 @dataclass(frozen=True)
 class Ticket:
     """What a submission left behind. ``request`` is SkyPilot's id, None when the launcher died before it
-    came; ``submitted_at`` is in epoch seconds."""
+    came; ``submitted_at`` is in epoch seconds. ``job`` is the name of the managed job or the cluster, the
+    run's id unless it is stage ``task`` of a pipeline."""
 
     managed: bool
     request: str | None
     submitted_at: float
+    job: str
+    task: int = 0
 
 
 def submit(
@@ -48,13 +51,34 @@ def submit(
     (run_dir / "state.json").unlink(missing_ok=True)
     now = time.time()
     # Before the request: should this process die while it is posted, the run is found by its name.
-    _save(run_dir, Ticket(managed, None, now))
+    ticket = Ticket(managed, None, now, run_dir.name)
+    _save(run_dir, ticket)
     try:
-        request = sky_calls.launch(run_dir.name, task, secrets or {}, managed)
+        request = sky_calls.launch(run_dir.name, [(task, secrets or {})], managed)
     except Refused:
         (run_dir / "sky.json").unlink()
         raise
-    _save(run_dir, Ticket(managed, request, now))
+    _save(run_dir, replace(ticket, request=request))
+
+
+def submit_pipeline(name: str, stages: Sequence[tuple[Path, Mapping[str, Any], Mapping[str, str]]]) -> None:
+    """Hand several runs to SkyPilot as one managed job ``name``, each to begin when the one before has
+    succeeded. A stage is its run's folder, task and secrets. Raises Refused when SkyPilot does."""
+    tickets = [
+        (run_dir, Ticket(True, None, time.time(), name, number))
+        for number, (run_dir, _, _) in enumerate(stages)
+    ]
+    for run_dir, ticket in tickets:
+        (run_dir / "state.json").unlink(missing_ok=True)
+        _save(run_dir, ticket)
+    try:
+        request = sky_calls.launch(name, [(task, secrets) for _, task, secrets in stages], managed=True)
+    except Refused:
+        for run_dir, _ in tickets:
+            (run_dir / "sky.json").unlink()
+        raise
+    for run_dir, ticket in tickets:
+        _save(run_dir, replace(ticket, request=request))
 
 
 def follow(run_dir: Path, *, from_start: bool = True, wait: bool = True) -> Iterator[str]:
@@ -79,7 +103,7 @@ def follow(run_dir: Path, *, from_start: bool = True, wait: bool = True) -> Iter
             fresh = not shown
             skipping = bool(shown)
             tail = 0 if from_start or not fresh else 1
-            for line in sky_calls.job_log(run_dir.name, ticket.managed, wait=wait, tail=tail):
+            for line in _log(ticket, wait=wait, tail=tail):
                 skipping = skipping and line in shown
                 if not skipping:
                     shown.append(line)
@@ -102,7 +126,7 @@ def cancel(run_dir: Path, grace_s: float | None = None) -> None:
     if ticket.request:
         sky_calls.withdraw(ticket.request)
     if ticket.managed:
-        sky_calls.cancel_managed(name)
+        sky_calls.cancel_managed(ticket.job)
         while (state := status(run_dir)).active:
             time.sleep(POLL_S)
         if state.status not in ("SUCCEEDED", "FAILED"):
@@ -127,7 +151,7 @@ def shell(run_dir: Path) -> list[str]:
     ticket = _ticket(run_dir)
     cluster = run_dir.name if ticket else None
     if ticket and ticket.managed:
-        job = sky_calls.managed_job(run_dir.name)
+        job = sky_calls.managed_job(ticket.job, ticket.task)
         cluster = job.cluster if job else None
     if cluster is None or not sky_calls.is_up(cluster):
         raise Refused(f"{run_dir.name} has no node now", hint=f"`nemo-sky runs show {run_dir.name}`")
@@ -145,14 +169,13 @@ def status(run_dir: Path) -> State:
     if ticket is None:
         return State("LOST", reason="it was never started")
     asked = sky_calls.request_state(ticket.request) if ticket.request else None
-    find = sky_calls.managed_job if ticket.managed else sky_calls.cluster_job
-    job = find(run_dir.name)
+    job = _job(ticket)
     if asked and asked.status == "FAILED" and (job is None or job.status not in ACTIVE):
         return _finish(
             run_dir, ticket, State("FAILED", reason=f"SkyPilot could not launch it: {asked.error}")
         )
     if asked and asked.status in ("PENDING", "WAITING", "RUNNING") and (job is None or not job.status):
-        return State("SETUP", place=job.place if job else {}, links=sky_calls.links(run_dir.name, job))
+        return State("SETUP", place=job.place if job else {}, links=sky_calls.links(ticket.job, job))
     if job is None or job.status is None:
         return _without_a_job(run_dir, ticket)
     state = State(
@@ -161,7 +184,7 @@ def status(run_dir: Path) -> State:
         preemptions=job.recoveries,
         place=job.place,
         price_per_hour=job.price_per_hour,
-        links=sky_calls.links(run_dir.name, job),
+        links=sky_calls.links(ticket.job, job),
     )
     return state if state.active else _finish(run_dir, ticket, state)
 
@@ -183,7 +206,7 @@ def _finish(run_dir: Path, ticket: Ticket, state: State) -> State:
     log = run_dir / "logs" / "sky.log"
     lines: list[str] = []
     with contextlib.suppress(Refused):
-        lines = list(sky_calls.job_log(run_dir.name, ticket.managed, wait=False, tail=0))
+        lines = list(_log(ticket, wait=False, tail=0))
     if lines or not log.exists():
         runs.write_text(log, "".join(f"{line}\n" for line in lines))
     end = _journal_end(run_dir) if state.status == "FAILED" else None
@@ -209,6 +232,19 @@ def _journal_end(run_dir: Path) -> Mapping[str, Any] | None:
         return None
     last = attempts[-1][-1] if attempts and attempts[-1] else None
     return last if last and last["type"] == "attempt_ended" else None
+
+
+def _job(ticket: Ticket) -> sky_calls.Job | None:
+    if ticket.managed:
+        return sky_calls.managed_job(ticket.job, ticket.task)
+    return sky_calls.cluster_job(ticket.job)
+
+
+def _log(ticket: Ticket, *, wait: bool, tail: int) -> Iterator[str]:
+    job = _job(ticket)
+    if job is None or job.job_id is None:
+        raise Refused(f"SkyPilot has no job {ticket.job}")
+    return sky_calls.job_log(job, ticket.managed, ticket.task, wait=wait, tail=tail)
 
 
 def _ended(run_dir: Path) -> State | None:

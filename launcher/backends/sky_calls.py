@@ -12,7 +12,7 @@ import queue
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -112,13 +112,22 @@ def _plain_names(clouds: Iterable[object]) -> set[str]:
     return {str(cloud).split("/")[0].lower() for cloud in clouds}
 
 
-def launch(name: str, task: Mapping[str, Any], secrets: Mapping[str, str], managed: bool) -> str:
-    """Ask for a launch under ``name`` and return the request's id. The values of ``secrets`` go nowhere
-    else than to SkyPilot."""
+def launch(name: str, tasks: Sequence[tuple[Mapping[str, Any], Mapping[str, str]]], managed: bool) -> str:
+    """Ask for a launch under ``name``; the request's id. Several tasks are a pipeline, which must be
+    managed. Each comes with its secrets, whose values go nowhere else than to SkyPilot."""
     with calls() as sky:
-        built = sky.Task.from_yaml_config({**task, "secrets": dict(secrets)} if secrets else dict(task))
-        request = sky.jobs.launch(built, name=name) if managed else sky.launch(built, cluster_name=name)
-        return str(request)
+        built = [
+            sky.Task.from_yaml_config({**task, "secrets": dict(secrets)} if secrets else dict(task))
+            for task, secrets in tasks
+        ]
+        if not managed:
+            return str(sky.launch(built[0], cluster_name=name))
+        with sky.Dag() as chain:
+            for before, task in zip([None, *built], built, strict=False):
+                chain.add(task)
+                if before:
+                    chain.add_edge(before, task)
+        return str(sky.jobs.launch(chain, name=name))
 
 
 def request_state(request: str) -> RequestState | None:
@@ -158,8 +167,8 @@ def cluster_job(name: str) -> Job | None:
     return replace(here, status=_JOB[status], reason=reason, job_id=newest["job_id"])
 
 
-def managed_job(name: str) -> Job | None:
-    """The newest managed job called ``name``; None when there is none."""
+def managed_job(name: str, task: int = 0) -> Job | None:
+    """The newest managed job called ``name``, of a pipeline its stage ``task``; None when there is none."""
     fields = [
         "job_id",
         "task_id",
@@ -176,7 +185,7 @@ def managed_job(name: str) -> Job | None:
             records, *_ = sky.get(sky.jobs.queue_v2(refresh=False, name_match=name, fields=fields))
         except sky.exceptions.ClusterNotUpError:
             return None  # there was never a jobs controller
-    mine = [record for record in records if record["job_name"] == name]
+    mine = [record for record in records if record["job_name"] == name and record["task_id"] == task]
     if not mine:
         return None
     record = max(mine, key=lambda item: item["job_id"])
@@ -198,21 +207,20 @@ def request_log(request: str) -> Iterator[str]:
     yield from _stream(lambda out: sky.stream_and_get(request, output_stream=out))
 
 
-def job_log(name: str, managed: bool, *, wait: bool, tail: int) -> Iterator[str]:
+def job_log(job: Job, managed: bool, task: int, *, wait: bool, tail: int) -> Iterator[str]:
     """The job's log, lines of several nodes marked ``[node R] ``; ``tail`` 0 is from its beginning.
 
     Raises Refused when SkyPilot has none.
     """
-    job = managed_job(name) if managed else cluster_job(name)
-    if job is None or job.job_id is None:
-        raise Refused(f"SkyPilot has no job {name}")
     with calls() as sky:
         pass
 
     def read(out: io.TextIOBase) -> object:
         if managed:
-            return sky.jobs.tail_logs(job_id=job.job_id, follow=wait, tail=tail or None, output_stream=out)
-        return sky.tail_logs(name, job.job_id, follow=wait, tail=tail, output_stream=out)
+            return sky.jobs.tail_logs(
+                job_id=job.job_id, follow=wait, tail=tail or None, task=task, output_stream=out
+            )
+        return sky.tail_logs(job.cluster, job.job_id, follow=wait, tail=tail, output_stream=out)
 
     for line in _stream(read):
         if (plain := plain_line(line)) is not None:
