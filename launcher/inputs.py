@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,11 +80,13 @@ def pin(
     store: Store,
     tracking: str,
     made: Mapping[str, Manifest],
+    coming: Mapping[str, str] | None = None,
 ) -> dict[str, Input]:
     """Every input with the exact version it will have.
 
-    ``made`` holds what earlier stages of this launch published: it wins over ``latest``, so that a stage
-    gets the artifact of the stage before it and not a newer one of somebody else.
+    ``made`` holds what earlier stages of this launch published, ``coming`` maps what they will publish to
+    their runs: both win over ``latest``, so that a stage gets the artifact of the stage before it and not a
+    newer one of somebody else.
     Raises Refused when an artifact or version is absent.
     """
     from launcher.artifacts import registry
@@ -100,7 +102,11 @@ def pin(
             pinned[name] = item
             continue
         ref = parse_ref(item.ref)
-        if ref.version is None and ref.alias in (None, "latest") and ref.name in made:
+        newest = ref.version is None and ref.alias in (None, "latest")
+        if newest and coming and ref.name in coming:
+            pinned[name] = replace(item, coming=coming[ref.name])
+            continue
+        if newest and ref.name in made:
             manifest = made[ref.name]
         else:
             manifest = registry.resolve(store, ref, alias_version)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from launcher import config, inputs, provenance, runs, secrets, task
+from launcher import config, inputs, pipeline, provenance, runs, secrets, task
 from launcher import preflight as checks
 from launcher.errors import BudgetReached, Refused, RunFailed, UserError
 from launcher.money import booking
@@ -52,6 +52,8 @@ def launch(request: Request, project: Project, say: Say, log: Say) -> list[Outco
     drafts = plans(request, project, select(request, project))
     store = open_store(project)
     preflight(request, project, drafts, store)
+    if pipeline.fits(drafts, request, project):
+        return pipeline.launch(drafts, request, project, store, say, log)
 
     made: dict[str, Manifest] = {}
     outcomes = []
@@ -83,8 +85,11 @@ def dry_run(request: Request, project: Project, say: Say) -> list[tuple[Plan, ta
 
 def preflight(request: Request, project: Project, drafts: Sequence[Plan], store: Store) -> None:
     """Refuse now what would fail later. ``--force`` goes on in spite of estimates, never of what is known."""
-    if request.detach and len(drafts) > 1:
-        raise UserError("--detach works for one stage: the next one needs the artifact of the one before")
+    if request.detach and len(drafts) > 1 and not pipeline.fits(drafts, request, project):
+        raise UserError(
+            "--detach of several stages needs SkyPilot to begin each after the one before",
+            hint="as managed jobs without caps: --managed or --spot on a cloud; else one stage at a time",
+        )
     if request.resume and len(drafts) > 1:
         raise UserError("--resume names a run of one stage; without it, `all` resumes what is unfinished")
     for draft in drafts:
@@ -101,9 +106,7 @@ def preflight(request: Request, project: Project, drafts: Sequence[Plan], store:
 def run_stage(plan: Plan, request: Request, project: Project, store: Store, say: Say, log: Say) -> Outcome:
     """Skip, resume or begin one stage, and follow it to its end."""
     from launcher import backends
-    from launcher.lineage import sync
 
-    started = datetime.now(UTC)
     with runs.exclusive(project.runs):
         if not request.force and not request.resume and (done := find_output(store, plan)):
             made_by = str(done.producer.get("run_id", "an import"))
@@ -132,7 +135,18 @@ def run_stage(plan: Plan, request: Request, project: Project, store: Store, say:
     if request.detach:
         say(f"  detached: {come_back(run.run_id)}")
         return Outcome(plan, "submitted", run.run_id, 0.0, None)
+    return follow(plan, run, project, store, say, log)
 
+
+def follow(plan: Plan, run: runs.Run, project: Project, store: Store, say: Say, log: Say) -> Outcome:
+    """Follow a submitted run to its end, and say what it made. Raises RunFailed or BudgetReached when that is
+    nothing, KeyboardInterrupt after stopping it or leaving it be, as its backend has it."""
+    from launcher import backends
+    from launcher.lineage import sync
+
+    started = datetime.now(UTC)
+    folder = runs.directory(project.runs, run.run_id)
+    backend = backends.get(run.backend)
     try:
         for line in backend.follow(folder):
             log(line)
@@ -202,7 +216,7 @@ def begin_or_resume(plan: Plan, request: Request, project: Project, say: Say) ->
         candidates = [
             run
             for run in runs.every(project.runs)
-            if run.fingerprint == plan.fingerprint and request.caps.experiment in (None, run.experiment)
+            if _is_of(run, plan, project) and request.caps.experiment in (None, run.experiment)
         ]
     for run in candidates:
         state = backends.get(run.backend).status(runs.directory(project.runs, run.run_id))
@@ -215,12 +229,18 @@ def begin_or_resume(plan: Plan, request: Request, project: Project, say: Say) ->
             say(f"  resuming {run.run_id}, which was {state.status.lower()}")
             return run
     assert plan.fingerprint is not None, "inputs are pinned before a run begins"
+    return new_run(plan, request, project)
+
+
+def new_run(plan: Plan, request: Request, project: Project) -> runs.Run:
+    """The record of a run that begins; its fingerprint is empty while an input is still to be made."""
     return runs.Run(
         run_id=runs.new_id(plan.spec.family, plan.spec.stage),
         family=plan.spec.family,
         stage=plan.spec.stage,
         config=plan.config_name,
-        fingerprint=plan.fingerprint,
+        fingerprint=plan.fingerprint or "",
+        recipe=plan.job["recipe_fingerprint"],
         cluster=plan.profile.name,
         backend=plan.profile.backend,
         nodes=plan.nodes,
@@ -233,10 +253,23 @@ def begin_or_resume(plan: Plan, request: Request, project: Project, say: Say) ->
     )
 
 
+def _is_of(run: runs.Run, plan: Plan, project: Project) -> bool:
+    """Whether an earlier run is the plan's: a stage of a pipeline has left its fingerprint in its journal."""
+    from launcher.lineage import sync
+
+    if run.fingerprint or run.recipe != plan.job["recipe_fingerprint"]:
+        return run.fingerprint == plan.fingerprint
+    attempts = sync.attempts(open_store(project), run.run_id)
+    return any(events[0].get("run", {}).get("fingerprint") == plan.fingerprint for events in attempts)
+
+
 def write_job(
-    plan: Plan, run: runs.Run, project: Project, request: Request, booked: booking.Booking
+    plan: Plan, run: runs.Run, project: Project, request: Request, booked: booking.Booking | None
 ) -> task.Task:
-    """Write the run's own files and return the task that names them. Never a secret: those are variables."""
+    """Write the run's own files and return the task that names them. Never a secret: those are variables.
+
+    ``booked`` is None for a run that nothing caps and whose agent itself enters it in the ledger.
+    """
     folder = runs.directory(project.runs, run.run_id)
     commit = provenance.commit_of(project.root)
     facts = {
@@ -258,7 +291,7 @@ def write_job(
                 "run_id": run.run_id,
                 "submission": uuid.uuid4().hex,
                 **plan.job,
-                **booked.job,
+                **(booked.job if booked else {}),
                 "experiment": run.experiment or plan.job["experiment"],
                 "provenance": facts,
             }

@@ -277,12 +277,20 @@ def _require_divisible(
         )
 
 
-def pin(plan: Plan, request: Request, project: Project, store: Store, made: Mapping[str, Manifest]) -> Plan:
+def pin(
+    plan: Plan,
+    request: Request,
+    project: Project,
+    store: Store,
+    made: Mapping[str, Manifest],
+    coming: Mapping[str, str] | None = None,
+) -> Plan:
     """The plan with exact versions: what earlier stages of this launch made, else what the store has.
 
-    Raises Refused, naming the nearest, when an artifact is absent.
+    ``coming`` maps the artifacts of a pipeline to the runs that will publish them: with such an input the
+    plan has no fingerprint yet. Raises Refused, naming the nearest, when an artifact is absent.
     """
-    pinned = inputs.pin(plan.inputs, store, project.tracking, made)
+    pinned = inputs.pin(plan.inputs, store, project.tracking, made, coming or {})
     return _plan(
         plan.spec,
         plan.profile,

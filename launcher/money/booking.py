@@ -54,7 +54,7 @@ class Booking:
 def check(plan: Plan, request: Request, project: Project, task: Task) -> None:
     """Refuse what no ledger is needed for: flags above the project's limits, and prices."""
     caps.within(request.caps, project.money)
-    gate.check_price(_order(plan, request, project, task, plan.name, _is_capped(request, project)))
+    gate.check_price(_order(plan, request, project, task, plan.name, is_capped(request, project)))
 
 
 def book(
@@ -69,7 +69,7 @@ def book(
     """Reserve the launch in the ledger. Raises Refused, and nothing is reserved, when it is not let in."""
     ledger, name = open_ledger(store), account_name(run.run_id, run.experiment)
     before = ledger.read(name)
-    capped = _is_capped(request, project) or bool(before.caps(run.run_id))
+    capped = is_capped(request, project) or bool(before.caps(run.run_id))
     order = _order(plan, request, project, task, run.run_id, capped)
     order = replace(order, caps=replace(order.caps, experiment=run.experiment))
 
@@ -117,7 +117,8 @@ def price_of(plan: Plan, task: Task, capped: bool) -> int | None:
     return None if price is None else round(price * MICROS)
 
 
-def _is_capped(request: Request, project: Project) -> bool:
+def is_capped(request: Request, project: Project) -> bool:
+    """Whether the launch, or the project for it, says any cap."""
     return request.caps != caps.Caps() or caps.unsaid(project.money) != caps.Caps()
 
 

@@ -138,3 +138,19 @@ def test_launcher_api_server_and_store_go_away(
     assert len(shown["attempt_list"]) == 1
     assert on.model(run_id)["metadata"]["final_loss"] == pytest.approx(whole["final_loss"], abs=1e-4)
     assert "holds no node" in on.project.run("down", run_id).stdout
+
+
+def test_a_pipeline_runs_without_its_launcher(on: Launches) -> None:
+    on.project.run("launch", "tiny", "all", "--to", "data/prep/sft", "-c", "smoke", "--cloud", "local")
+    words = ("launch", "tiny", "all", "--from", "pretrain", "--to", "sft", "-c", "smoke")
+    place = ("--cluster", str(on.profile), "--managed")
+    left = on.project.run(*words, *place, "--detach", "--json")
+    assert "of 2 tasks" in left.stderr
+    first, second = json.loads(left.stdout)
+    shown = on.finish(second["run_id"], 600)
+    assert shown["status"] == "SUCCEEDED"
+    up = json.loads(on.project.run("lineage", "up", shown["output"], "--json").stdout)
+    assert first["run_id"] in {child["producer"]["run_id"] for child in up["children"]}
+    # What the agents reckoned is what a later launch looks for, here or there.
+    again = json.loads(on.project.run(*words, *place, "--json").stdout)
+    assert [outcome["status"] for outcome in again] == ["skipped", "skipped"]

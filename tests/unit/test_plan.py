@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher import inputs, launch, plan, project, provenance, runs, runspec
+from launcher import config, inputs, launch, plan, project, provenance, runs, runspec
+from launcher.agent import inputs as agent_inputs
+from launcher.agent.job import read_job
 from launcher.artifacts import registry
 from launcher.artifacts.manifest import Manifest
 from launcher.artifacts.store import open_store
@@ -245,3 +247,41 @@ def test_mock_data_needs_no_artifact() -> None:
     request = plan.Request("tiny", "pretrain", config="mock")
     (draft,) = plan.plans(request, shipped, plan.select(request, shipped))
     assert draft.inputs == {}
+
+
+def test_a_stage_of_a_pipeline_gets_the_fingerprint_that_a_later_launch_looks_for(
+    place: project.Project, tmp_path: Path
+) -> None:
+    chain(place.root)
+    (draft,) = planned(place, ask("c-train"))
+    store = open_store(place.artifacts)
+    early = plan.pin(draft, ask("c-train"), place, store, {}, {"f-data": "the-run-before"})
+    assert early.fingerprint is None
+    assert early.inputs["data"].manifest is None
+    folder = tmp_path / "job"
+    facts = {**early.job, "run_id": "this-run", "provenance": {"fingerprint": None}}
+    runs.write_text(folder / "job.yaml", config.dump_yaml(facts))
+    runs.write_text(folder / "train.yaml", config.dump_yaml(early.values))
+    job = read_job(folder)
+    with pytest.raises(Refused, match="the-run-before, which comes before this stage, has published no"):
+        agent_inputs.resolve(job, store)
+
+    publish(place, "f-data", "somebody else's, and newer")
+    made = tmp_path / "made-before"
+    made.mkdir()
+    (made / "file").write_text("text")
+    facts = {"run_id": "the-run-before", "attempt": 1}
+    mine = registry.publish(
+        store,
+        name="f-data",
+        type="eval-report",
+        metadata={"scores": {}},
+        inputs={},
+        producer=facts,
+        directory=made,
+    )
+    publish(place, "f-data", "newer still")
+    found = agent_inputs.resolve(job, store)
+    assert [item.manifest and item.manifest.uri for item in found] == [mine.uri]
+    later = plan.pin(draft, ask("c-train"), place, store, {"f-data": mine})
+    assert agent_inputs.provenance(job, found)["fingerprint"] == later.fingerprint

@@ -1,0 +1,80 @@
+"""Several stages as one managed job of SkyPilot, which begins each when the one before has succeeded.
+
+No launcher has to stay for that. A stage that waits for an artifact names the run that will publish it; its
+agent resolves it. A failed pipeline is launched again by the same command: what is made is skipped, what is
+unfinished is resumed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from launcher import runs, secrets
+from launcher.plan import Plan, Request, pin
+
+if TYPE_CHECKING:
+    from launcher.artifacts.manifest import Manifest
+    from launcher.artifacts.store import Store
+    from launcher.launch import Outcome
+    from launcher.project import Project
+
+Say = Callable[[str], None]
+
+
+def fits(drafts: Sequence[Plan], request: Request, project: Project) -> bool:
+    """Whether the stages can be one: all managed by SkyPilot, and no cap, whose gate each stage must pass."""
+    from launcher.money import booking
+
+    managed = all(plan.profile.backend == "sky" and plan.managed for plan in drafts)
+    return len(drafts) > 1 and managed and not booking.is_capped(request, project)
+
+
+def launch(
+    drafts: Sequence[Plan], request: Request, project: Project, store: Store, say: Say, log: Say
+) -> list[Outcome]:
+    """Skip what is made, submit the rest at once, and follow it unless detached; see ``launcher.launch``."""
+    from launcher import launch as flow
+    from launcher.backends import sky
+
+    made: dict[str, Manifest] = {}
+    coming: dict[str, str] = {}
+    outcomes: list[Outcome] = []
+    stages: list[tuple[Plan, runs.Run]] = []
+    with runs.exclusive(project.runs):
+        for draft in drafts:
+            plan = pin(draft, request, project, store, made, coming)
+            done = None if request.force else flow.find_output(store, plan)
+            if done:
+                made[done.name] = done
+                say(f"{plan.name}: already made: {done.uri} (--force makes it again)")
+                outcomes.append(flow.Outcome(plan, "skipped", str(done.producer.get("run_id")), 0.0, done))
+                continue
+            if plan.fingerprint is None:
+                run = flow.new_run(plan, request, project)
+            else:
+                run = flow.begin_or_resume(plan, request, project, say)
+            stages.append((plan, run))
+            if plan.output:
+                coming[plan.output] = run.run_id
+        if not stages:
+            return outcomes
+        name = runs.new_id(request.family, "all")
+        submitted = []
+        for plan, run in stages:
+            runs.save(project.runs, run)
+            task = flow.write_job(plan, run, project, request, None)
+            hidden = secrets.of(plan.profile, plan.image, request.secrets)
+            submitted.append((runs.directory(project.runs, run.run_id), task, hidden))
+            say(f"{plan.name}: run {run.run_id} on {plan.profile.name}")
+        say(f"as the managed job {name} of {len(stages)} tasks: {stages[0][0].managed}")
+        sky.submit_pipeline(name, submitted)
+    for number, (plan, run) in enumerate(stages, 1):
+        if request.detach:
+            outcomes.append(flow.Outcome(plan, "submitted", run.run_id, 0.0, None))
+            continue
+        say(f"[{number}/{len(stages)}] {plan.name}")
+        outcomes.append(flow.follow(plan, run, project, store, say, log))
+    if request.detach:
+        say(f"detached: {flow.come_back(stages[0][1].run_id)}")
+    return outcomes
