@@ -240,7 +240,7 @@ def new_run(plan: Plan, request: Request, project: Project) -> runs.Run:
         stage=plan.spec.stage,
         config=plan.config_name,
         fingerprint=plan.fingerprint or "",
-        recipe=plan.job["recipe_fingerprint"],
+        recipe=plan.recipe,
         cluster=plan.profile.name,
         backend=plan.profile.backend,
         nodes=plan.nodes,
@@ -257,7 +257,7 @@ def _is_of(run: runs.Run, plan: Plan, project: Project) -> bool:
     """Whether an earlier run is the plan's: a stage of a pipeline has left its fingerprint in its journal."""
     from launcher.lineage import sync
 
-    if run.fingerprint or run.recipe != plan.job["recipe_fingerprint"]:
+    if run.fingerprint or run.recipe != plan.recipe:
         return run.fingerprint == plan.fingerprint
     attempts = sync.attempts(open_store(project), run.run_id)
     return any(events[0].get("run", {}).get("fingerprint") == plan.fingerprint for events in attempts)
@@ -290,6 +290,7 @@ def write_job(
             {
                 "run_id": run.run_id,
                 "submission": uuid.uuid4().hex,
+                "recipe_fingerprint": plan.recipe,
                 **plan.job,
                 **(booked.job if booked else {}),
                 "experiment": run.experiment or plan.job["experiment"],

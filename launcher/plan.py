@@ -70,7 +70,8 @@ class Recipes:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a launch of one stage would do. ``fingerprint`` is None while an input is not pinned.
+    """What a launch of one stage would do. ``fingerprint`` is None while an input is not pinned,
+    ``recipe`` all of it but the inputs.
 
     ``managed`` says why it is a managed job, which SkyPilot recovers by itself; None: it is none.
     ``source`` is the repository of another cookbook's stage.
@@ -84,6 +85,7 @@ class Plan:
     env: Mapping[str, str]
     inputs: Mapping[str, inputs.Input]
     nodes: int
+    recipe: str
     fingerprint: str | None
     job: dict[str, Any]
     script_args: tuple[str, ...]
@@ -381,7 +383,6 @@ def _plan(
         "checkpoints": {"keep": CHECKPOINTS_KEPT} if spec.sky.checkpoint_dir else None,
         "price_per_hour": None if price is None else price * shape.nodes,
         "limits": {"retries": request.retries, "preemptions": request.preemptions},
-        "recipe_fingerprint": recipe,
         "provenance": {"image": image, "cluster": profile.name, "config": config_name},
     }
     return Plan(
@@ -393,6 +394,7 @@ def _plan(
         env=env,
         inputs=wanted,
         nodes=shape.nodes,
+        recipe=recipe,
         fingerprint=whole,
         job=job,
         script_args=request.script_args,

@@ -259,8 +259,8 @@ def test_a_stage_of_a_pipeline_gets_the_fingerprint_that_a_later_launch_looks_fo
     assert early.fingerprint is None
     assert early.inputs["data"].manifest is None
     folder = tmp_path / "job"
-    facts = {**early.job, "run_id": "this-run", "provenance": {"fingerprint": None}}
-    runs.write_text(folder / "job.yaml", config.dump_yaml(facts))
+    facts = {**early.job, "run_id": "this-run", "recipe_fingerprint": early.recipe}
+    runs.write_text(folder / "job.yaml", config.dump_yaml(facts | {"provenance": {"fingerprint": None}}))
     runs.write_text(folder / "train.yaml", config.dump_yaml(early.values))
     job = read_job(folder)
     with pytest.raises(Refused, match="the-run-before, which comes before this stage, has published no"):
