@@ -87,7 +87,7 @@ def of_place(profile: clusters.Profile) -> Iterator[Finding]:
     try:
         enabled = sky_calls.enabled_clouds(wanted)
     except Refused as error:
-        yield Finding("SkyPilot", False, error.message, error.hint)
+        yield Finding("SkyPilot", False, error.message.removeprefix("SkyPilot: "), error.hint)
         return
     yield Finding("SkyPilot", True, "its API server answers")
     if wanted in enabled or (wanted is None and enabled):

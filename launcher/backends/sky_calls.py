@@ -78,19 +78,20 @@ class RequestState:
 @contextmanager
 def calls() -> Iterator[Any]:
     """Give the SDK; what it prints goes to stderr, and what it raises becomes Refused."""
-    try:
-        import sky
-    except ImportError as error:
-        raise Refused(
-            "SkyPilot is not installed", hint="pip install 'nemo-sky[sky]', or launch with --cloud local"
-        ) from error
-    try:
-        with contextlib.redirect_stdout(sys.stderr):
+    # Its loggers keep the stream that they find when they are imported.
+    with contextlib.redirect_stdout(sys.stderr):
+        try:
+            import sky
+        except ImportError as error:
+            raise Refused(
+                "SkyPilot is not installed", hint="pip install 'nemo-sky[sky]', or launch with --cloud local"
+            ) from error
+        try:
             yield sky
-    except UserError:
-        raise
-    except Exception as error:  # whatever a server somewhere raised arrives here as itself
-        raise Refused(f"SkyPilot: {_said(error)}", hint=_advice(error)) from error
+        except UserError:
+            raise
+        except Exception as error:  # whatever a server somewhere raised arrives here as itself
+            raise Refused(f"SkyPilot: {_said(error)}", hint=_advice(error)) from error
 
 
 def enabled_clouds(cloud: str | None) -> list[str]:

@@ -104,6 +104,17 @@ def free_ports(count: int) -> list[int]:
             each.close()
 
 
+def api_port() -> int:
+    """A port for an API server. Its queue listens too, on a port that SkyPilot derives from this one
+    (server/requests/queues/mp_queue.py): both must be free."""
+    while True:
+        (port,) = free_ports(1)
+        queue = 50000 + (11 + port - 46580) % 10000
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", queue))
+            return port
+
+
 def stop(home: Path) -> None:
     """End the API server of this HOME, its workers and its job controllers, and clients that wait for them.
 

@@ -117,7 +117,8 @@ def up(folder: Path) -> SlurmRig:
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
         raise CannotHost(f"{folder} is not empty: a rig needs a new folder")
-    control, first, second, ssh, probe, api = skyhome.free_ports(6)
+    control, first, second, ssh, probe = skyhome.free_ports(5)
+    api = skyhome.api_port()
     ports = Ports(control, (first, second), ssh, probe, api)
     slurm_files.write(folder, ports)
     home = skyhome.make(

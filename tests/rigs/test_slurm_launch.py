@@ -76,8 +76,9 @@ def test_a_ray_stage_on_two_nodes(on: Launches) -> None:
     done = on.launch("tiny", "data/prep/pretrain", "-c", "smoke", "--nodes", "2")
     assert "all 2 Ray nodes have joined" in on.project.run("runs", "logs", done["run_id"]).stdout
     # What it made is what a later stage finds, by lineage too.
-    model = on.launch("tiny", "pretrain", "-c", "smoke", "--cloud", "local")
-    up = json.loads(on.project.run("lineage", "up", model["output"], "--json").stdout)
+    local = on.project.run("launch", "tiny", "pretrain", "-c", "smoke", "--cloud", "local", "--json")
+    model = json.loads(local.stdout)[0]["output"]
+    up = json.loads(on.project.run("lineage", "up", model, "--json").stdout)
     assert [child["uri"] for child in up["children"]] == [done["output"]]
 
 
@@ -86,8 +87,8 @@ def test_cancelled_and_launched_again(on: Launches, whole: dict[str, float]) -> 
     assert "committed checkpoint 40 " in on.follow(run_id, "committed checkpoint 40 ")[-1]
     (active,) = json.loads(on.project.run("queue", "--json").stdout)
     assert (active["run_id"], active["place"]) == (run_id, "slurm/rig/gpu")
-    again = on.project.run("launch", *LONG, "--cluster", str(on.profile), code=3)
-    assert "is this very run and is running" in again.stderr
+    twice = on.project.run("launch", *LONG, "--resume", run_id, "--cluster", str(on.profile), code=3)
+    assert "is this very run and is running" in twice.stderr
     assert "is cancelled" in on.project.run("runs", "cancel", run_id).stdout
 
     resumed = on.launch(*LONG, "--resume", run_id)
@@ -130,8 +131,8 @@ def test_launcher_api_server_and_store_go_away(
     gate.down = False
     on.follow(run_id, "committed checkpoint 60 ")
     kill_api_server(slurm)
-    again = on.project.run("launch", *LONG, "--cluster", str(on.profile), code=3)
-    assert run_id in again.stderr
+    twice = on.project.run("launch", *LONG, "--resume", run_id, "--cluster", str(on.profile), code=3)
+    assert "is this very run" in twice.stderr
 
     shown = on.finish(run_id)
     assert shown["status"] == "SUCCEEDED"

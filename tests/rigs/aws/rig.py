@@ -130,7 +130,7 @@ def up(folder: Path, *, grace_s: float = GRACE_S, owner: int | None = None) -> A
     folders.make(folder)
     with (image.CACHE / "up.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # from choosing the addresses until they are taken
-        port, api_port = skyhome.free_ports(2)
+        (port,), api_port = skyhome.free_ports(1), skyhome.api_port()
         settings = Settings(f"nsr{uuid.uuid4().hex[:8]}", network.free_block(), port, BUCKET, grace_s)
         (folder / "cloud.json").write_text(json.dumps(asdict(settings)))
         state = State(settings.bridge, owner=_identity(owner) if owner else None, cloud=None)
