@@ -1,0 +1,56 @@
+"""What we make of SkyPilot's words: its log lines and the errors that it records with requests."""
+
+from __future__ import annotations
+
+import queue
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from launcher.backends import sky_calls
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("(tiny-pretrain, pid=123) step 5/20", "step 5/20"),
+        ("\x1b[36m(tiny-pretrain, pid=123)\x1b[0m step 5/20", "step 5/20"),
+        ("(head, rank=0, pid=12) loss 1.0", "[node 0] loss 1.0"),
+        ("\x1b[36m(worker1, rank=1, pid=12, ip=10.0.0.2)\x1b[0m (a, b) c", "[node 1] (a, b) c"),
+        ("a line of nobody's", "a line of nobody's"),
+        ("(not a prefix) of ours", "(not a prefix) of ours"),
+        ("├── Waiting for task resources on 1 node.", None),
+        ("\x1b[2m└── \x1b[0mJob started. Streaming logs...", None),
+    ],
+)
+def test_lines_of_a_jobs_log(line: str, expected: str | None) -> None:
+    assert sky_calls.plain_line(line) == expected
+
+
+@given(st.lists(st.text("ab \r\n", max_size=6), max_size=8))
+def test_lines_are_whole_however_they_arrive(pieces: list[str]) -> None:
+    out: queue.Queue[str | BaseException | None] = queue.Queue()
+    stream = sky_calls._Lines(out)
+    text = "".join(pieces).replace("\r", "")
+    for piece in pieces:
+        stream.write(piece.replace("\r", ""))
+    stream.end()
+    lines = [out.get() for _ in range(out.qsize())]
+    assert lines == text.split("\n")[:-1] + (
+        [text.split("\n")[-1]] if not text.endswith("\n") and text else []
+    )
+
+
+@pytest.mark.parametrize(
+    ("recorded", "expected"),
+    [
+        ("", None),
+        (None, None),
+        ('{"type": "ValueError", "message": "\\u001b[31mno room\\u001b[0m"}', "no room"),
+        ('{"type": "ValueError"}', "ValueError"),
+        ("no JSON at all", "no JSON at all"),
+    ],
+)
+def test_errors_of_requests(recorded: str | None, expected: str | None) -> None:
+    assert sky_calls._request_error(recorded) == expected
