@@ -67,7 +67,7 @@ def test_three_preemptions_one_of_them_during_an_upload(
     assert restored[3] >= 120
     made = on.model(run_id)
     assert made["metadata"]["final_loss"] == pytest.approx(whole["final_loss"], abs=1e-4)
-    up = json.loads(on.project.run("lineage", "up", made["uri"], "--json").stdout)
+    up = json.loads(on.project.run("lineage", "show", made["uri"], "--json").stdout)
     assert up["uri"] == made["uri"]
 
 

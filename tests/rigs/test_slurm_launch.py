@@ -78,7 +78,7 @@ def test_a_ray_stage_on_two_nodes(on: Launches) -> None:
     # What it made is what a later stage finds, by lineage too.
     local = on.project.run("launch", "tiny", "pretrain", "-c", "smoke", "--cloud", "local", "--json")
     model = json.loads(local.stdout)[0]["output"]
-    up = json.loads(on.project.run("lineage", "up", model, "--json").stdout)
+    up = json.loads(on.project.run("lineage", "show", model, "--json").stdout)
     assert [child["uri"] for child in up["children"]] == [done["output"]]
 
 
@@ -150,7 +150,7 @@ def test_a_pipeline_runs_without_its_launcher(on: Launches) -> None:
     first, second = json.loads(left.stdout)
     shown = on.finish(second["run_id"], 600)
     assert shown["status"] == "SUCCEEDED"
-    up = json.loads(on.project.run("lineage", "up", shown["output"], "--json").stdout)
+    up = json.loads(on.project.run("lineage", "show", shown["output"], "--json").stdout)
     assert first["run_id"] in {child["producer"]["run_id"] for child in up["children"]}
     # What the agents reckoned is what a later launch looks for, here or there.
     again = json.loads(on.project.run(*words, *place, "--json").stdout)
