@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher import config, inputs, pipeline, provenance, runs, secrets, task
@@ -331,6 +332,9 @@ def _task_of_run(plan: Plan, project: Project, run_id: str) -> task.Task:
     )
     if plan.profile.backend == "sky":
         submitted["envs"] |= ports_of(run_id)
+        if not (project.root / "launcher" / "agent").is_dir():
+            code = str(Path(__file__).parent)
+            submitted["file_mounts"] |= {f"~/.nemo-sky/code/{run_id}/launcher": code}
     return {**submitted, "workdir": str(project.root)}
 
 

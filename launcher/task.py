@@ -218,7 +218,8 @@ def _run(
         'export NEMO_SKY_WORK="${NEMO_SKY_WORK:-$work}"',
         'export NEMO_SKY_CONFIG="$NEMO_SKY_WORK/config.yaml"',
         'export NEMO_SKY_JOB="${NEMO_SKY_JOB/#\\~/$HOME}"',
-        'export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"',
+        # A project without a copy of the launcher gets one beside it.
+        'export PYTHONPATH="$PWD:$HOME/.nemo-sky/code/$NEMO_SKY_RUN_ID${PYTHONPATH:+:$PYTHONPATH}"',
     ]
     if _python(spec, profile) == "venv":
         lines.append(f'source "{VENV}/bin/activate"')
