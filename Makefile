@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/nemo-sky launch tiny all --cloud local
 
-test: setup lint unit e2e rigs bridge
+test: setup lint unit e2e
 
 unit: setup
 	$(BIN)/python -m pytest tests/unit -n 2

@@ -82,5 +82,6 @@ def make_project(root: Path, **env: str) -> Project:
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, subprocess.CompletedProcess[str]]:
     """`nemo-sky launch tiny all --cloud local`, run once with the default configs, and what it printed."""
-    project = make_project(tmp_path_factory.mktemp("demo") / "project")
+    catalogs = str(ROOT / "tests" / "fixtures" / "catalogs" / "v8")  # what SkyPilot would have downloaded
+    project = make_project(tmp_path_factory.mktemp("demo") / "project", NEMO_SKY_CATALOGS=catalogs)
     return project, project.run("launch", "tiny", "all", "--cloud", "local")
