@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,8 +16,8 @@ from tests.rig import until
 from tests.rigs.skyhome import SkyHome
 
 SHORT = ("tiny", "pretrain", "-c", "smoke", "data=null", "run.data=null")
-# Ten checkpoints, in half a minute on two cores.
-LONG = (*SHORT, "train.steps=200", "train.save_interval=20", "train.eval_interval=200")
+# A minute on two quiet cores, a checkpoint every few seconds: SkyPilot takes seconds to say anything.
+LONG = (*SHORT, "train.steps=2400", "train.save_interval=100", "train.eval_interval=2400")
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,8 @@ class Launches:
         shown: dict[str, Any] = json.loads(self.project.run("runs", "show", run_id, "--json").stdout)
         return shown
 
-    def follow(self, run_id: str, word: str) -> list[str]:
-        """The run's log up to the first line that holds ``word``."""
+    def follow(self, run_id: str, step: int) -> int:
+        """Follow the run's log until a checkpoint of ``step`` or a later one is committed; which."""
         reader = self.project.start("runs", "logs", "-f", run_id)
         assert reader.stdout
         assert reader.stderr
@@ -50,9 +51,10 @@ class Launches:
         try:
             for line in reader.stdout:
                 seen.append(line)
-                if word in line:
-                    return seen
-            raise AssertionError(f"ended before {word!r}:\n{''.join(seen)}\n{reader.stderr.read()}")
+                found = re.search(r"committed checkpoint (\d+) ", line)
+                if found and int(found[1]) >= step:
+                    return int(found[1])
+            raise AssertionError(f"ended before step {step}:\n{''.join(seen)}\n{reader.stderr.read()}")
         finally:
             reader.kill()
             reader.communicate()

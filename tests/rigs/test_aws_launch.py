@@ -50,21 +50,23 @@ def test_three_preemptions_one_of_them_during_an_upload(
     on: Launches, aws: AwsRig, whole: dict[str, float]
 ) -> None:
     run_id = on.detach(*LONG, "--spot", "--force")
-    on.follow(run_id, "committed checkpoint 20 ")
+    first = on.follow(run_id, 200)
     take_away(aws, notice=False)
-    aws.hold("iter_0000080/.nemo-sky/")
-    assert until(aws.reached, 400)
+    on.follow(run_id, first + 200)
+    aws.hold("/.nemo-sky/manifest.json")
+    held = until(aws.reached, 400)
     take_away(aws, notice=False)
     aws.hold(None)
-    on.follow(run_id, "committed checkpoint 120 ")
+    half = int(held.split("/iter_")[1].split("/")[0])
+    third = on.follow(run_id, half + 100)
     take_away(aws, notice=True)
 
     shown = on.finish(run_id, 600)
     assert (shown["status"], shown["preemptions"]) == ("SUCCEEDED", 3)
     restored = [attempt["restored_from"] for attempt in shown["attempt_list"]]
     assert restored[0] is None
-    assert 20 <= restored[1] < restored[2] < 80, "the half-uploaded step 80 is not used"
-    assert restored[3] >= 120
+    assert first <= restored[1] < restored[2] < half, "the half-uploaded step is not used"
+    assert restored[3] >= third
     made = on.model(run_id)
     assert made["metadata"]["final_loss"] == pytest.approx(whole["final_loss"], abs=1e-4)
     up = json.loads(on.project.run("lineage", "show", made["uri"], "--json").stdout)
@@ -81,7 +83,7 @@ def take_away(aws: AwsRig, *, notice: bool) -> Instance:
 
 def test_no_store_for_a_while(on: Launches, aws: AwsRig, whole: dict[str, float]) -> None:
     run_id = on.detach(*LONG, "--force")
-    on.follow(run_id, "committed checkpoint 20 ")
+    on.follow(run_id, 200)
     aws.silence(True)
     time.sleep(5)  # the outage itself; the run must bear it
     aws.silence(False)

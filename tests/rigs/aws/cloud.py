@@ -70,14 +70,14 @@ class Cloud:
         self._full: set[str] = set()  # zones without capacity
         self._failed: dict[str, str] = {}
         self._held: str | None = None  # part of the S3 keys whose PUT is held back
-        self._reached = False
+        self._reached: str | None = None  # the first of them that was held
         self._silent = False  # S3 answers nobody
 
     def lets_pass(self, method: str, path: str) -> bool:
         """Whether S3 is to see a request. One that is held back waits here until the order is withdrawn."""
         word = self._held
         if word and method == "PUT" and word in path:
-            self._reached = True
+            self._reached = self._reached or path
             while self._held == word:
                 time.sleep(POLL_S)
             return False
@@ -101,7 +101,7 @@ class Cloud:
             (self._full.discard if wanted["ok"] else self._full.add)(wanted["zone"])
             return True
         if name == "hold":
-            self._held, self._reached = wanted["word"], False
+            self._held, self._reached = wanted["word"], None
             return True
         if name == "reached":
             return self._reached

@@ -96,9 +96,10 @@ class AwsRig:
         """Hold back every PUT of an S3 key that contains ``word``; None lets go, and what waited fails."""
         self._order("hold", word=word)
 
-    def reached(self) -> bool:
-        """Whether a request is, or was, held back since the last ``hold``."""
-        return bool(self._order("reached"))
+    def reached(self) -> str | None:
+        """The path of the first request that was held back since the last ``hold``."""
+        found = self._order("reached")
+        return None if found is None else str(found)
 
     def silence(self, silent: bool) -> None:
         """While ``silent``, S3 answers every request with 503."""
