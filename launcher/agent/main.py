@@ -40,6 +40,7 @@ from launcher.agent.ends import (
 from launcher.agent.inputs import Input
 from launcher.agent.job import Job, Node, read_job, read_node
 from launcher.agent.metrics import MetricsFile
+from launcher.agent.network import gloo_interface
 from launcher.agent.processes import Guarded, adopt_orphans
 from launcher.agent.purse import Purse, obey
 from launcher.agent.ray_cluster import RayNode
@@ -258,7 +259,7 @@ def in_cluster(order: Order, attempt: Attempt) -> Iterator[tuple[RayNode | None,
     """The command's environment; with ``--ray``, inside a cluster of which this node is a part."""
     own = {"NEMO_SKY_RUN_ID": order.job.run_id, "NEMO_SKY_ATTEMPT": str(attempt.number)}
     given = {name: order.node.fill(text) for name, text in os.environ.items()}
-    env = {**given, **order.node.variables(), **own}
+    env = {**gloo_interface(order.node), **given, **order.node.variables(), **own}
     if not order.ray:
         yield None, env
         return
