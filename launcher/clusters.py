@@ -39,7 +39,7 @@ KEYS: Mapping[str, Key] = {
     "memory": Key((str, int), "memory in GiB of a node without GPUs: `16+`"),
     "disk_size": Key((int,), "disk of each node in GB"),
     "disk_tier": Key((str,), "SkyPilot's disk tier", ("low", "medium", "high", "ultra", "best")),
-    "network_tier": Key((str,), "SkyPilot's network tier", ("standard", "best")),
+    "network_tier": Key((str,), "SkyPilot's network tier, for two nodes and more", ("standard", "best")),
     "spot": Key((bool,), "run on spot where the recipe allows it"),
     "image": Key((str,), "container or machine image, in place of the recipe's"),
     "containers": Key((bool,), "whether this place can run the recipe's container image"),

@@ -95,7 +95,9 @@ def preflight(request: Request, project: Project, drafts: Sequence[Plan], store:
         raise UserError("--resume names a run of one stage; without it, `all` resumes what is unfinished")
     for draft in drafts:
         checks.require(checks.of_plan(draft, project, request.secrets), request.force)
-        booking.check(draft, request, project, _task_of_run(draft, project, draft.name))
+        submitted = _task_of_run(draft, project, draft.name)
+        booking.check(draft, request, project, submitted)
+        checks.require(checks.quotas(submitted), request.force)
     checks.require(checks.of_project(project, store), request.force)
     for profile in {draft.profile.infra: draft.profile for draft in drafts}.values():
         checks.require(checks.of_place(profile), request.force)

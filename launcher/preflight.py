@@ -13,8 +13,9 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher import clusters, fit, image, secrets, task
+from launcher import clusters, fit, image, quota, secrets, task
 from launcher.errors import Refused, UserError
+from launcher.money.want import want_of
 
 if TYPE_CHECKING:
     from launcher.artifacts.store import Store
@@ -145,6 +146,34 @@ def image_of(name: str) -> Finding:
         "check its tag and, for a private one, that its registry's key is among the secrets",
         forceable=True,
     )
+
+
+def quotas(submitted: task.Task) -> Iterator[Finding]:
+    """Whether the account may run so many instances, where the cloud tells: AWS does.
+
+    One region with room is enough: SkyPilot passes over those that refuse.
+    """
+    for want in want_of(submitted):
+        try:
+            found = quota.rooms(want)
+        except UserError as error:
+            yield Finding("quota", None, error.message, error.hint)
+            continue
+        for market in want.markets:
+            rooms = [room for room in found if room.market == market]
+            if not rooms:
+                continue
+            best = quota.best(rooms)
+            regions = sorted({room.region for room in rooms if room.enough})
+            says = f"{best.limit} vCPUs of {best.needed} for {want.nodes} x {best.instance}, {market}"
+            yield Finding(
+                "quota",
+                best.enough,
+                f"{says}, in {', '.join(regions) or f'{best.region}, the most of any region'}",
+                f"ask AWS for more of {best.name!r} of EC2 in {best.region} (console: Service Quotas), "
+                "or take fewer nodes or the other market",
+                forceable=True,
+            )
 
 
 def memory(plan: Plan) -> Iterator[Finding]:

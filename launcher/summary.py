@@ -43,7 +43,7 @@ def dry(plan: Plan, built: task.Task) -> str:
         lines.append(f"# makes: art://{plan.output}")
     if plan.fingerprint:
         lines.append(f"# fingerprint: {plan.fingerprint[:12]}")
-    return "\n".join(lines) + "\n" + task.dump(built) + "---\n"
+    return "\n".join(lines) + "\n" + task.dump(built)
 
 
 def facts(outcome: Outcome) -> dict[str, Any]:

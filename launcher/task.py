@@ -153,9 +153,11 @@ def _resources(spec: Runspec, profile: Profile, shape: Shape, source: Source | N
         disk = max(profile.disk_size, spec.sky.disk_gb)
     if disk:
         resources["disk_size"] = disk
-    for key in ("disk_tier", "network_tier", "priority"):
+    for key in ("disk_tier", "priority"):
         if (value := getattr(profile, key)) is not None:
             resources[key] = value
+    if profile.network_tier and shape.nodes > 1:
+        resources["network_tier"] = profile.network_tier
     if profile.ports:
         resources["ports"] = list(profile.ports)
     if profile.labels:

@@ -44,7 +44,7 @@ def doctor(
 
     from launcher import clusters, preflight
     from launcher import launch as flow
-    from launcher.plan import Request, plans, select
+    from launcher.plan import Request, plans, select, to_task
 
     known: Context = context.obj
     known.no_script_args()
@@ -57,6 +57,7 @@ def doctor(
         request = Request(name.family, name.stage, place, config, name.overrides, nodes=nodes)
         for draft in plans(request, found, select(request, found)):
             findings += preflight.of_plan(draft, found)
+            findings += preflight.quotas(to_task(draft, found, job_dir=""))
     if json:
         print_json([asdict(item) for item in findings])
     else:

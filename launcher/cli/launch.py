@@ -128,8 +128,11 @@ def launch(
         command=flow.command_line(known.argv),
     )
     if dry_run:
-        for plan, task in flow.dry_run(request, found, say):
-            print_json({"stage": plan.name, "task": task}) if json else print(summary.dry(plan, task), end="")
+        tasks = flow.dry_run(request, found, say)
+        if json:
+            print_json([{"stage": plan.name, "task": task} for plan, task in tasks])
+        else:
+            print("---\n".join(summary.dry(plan, task) for plan, task in tasks), end="")
         return
     outcomes = flow.launch(request, found, say, log=say if json else lambda line: print(line, flush=True))
     if json:

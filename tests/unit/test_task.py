@@ -85,6 +85,12 @@ def test_the_flag_beats_the_profile_and_the_profile_the_recipe(tmp_path: Path) -
     assert built["resources"]["accelerators"] == ["A100:4", "H100:4"]
 
 
+def test_the_network_between_nodes_is_asked_for_where_there_are_two(tmp_path: Path) -> None:
+    spec = spec_of(tmp_path)
+    assert build(spec)["resources"]["network_tier"] == "best"
+    assert "network_tier" not in build(spec, nodes=1)["resources"]
+
+
 def test_gpus_of_no_known_type_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "train.py"
     path.write_text('# /// script\n# [tool.runspec]\n# name = "demo/train"\n# ///\n')
