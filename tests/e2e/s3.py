@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,23 +16,39 @@ FAKE_CREDENTIALS = {
 }
 
 
+def step_committed_by(path: str) -> int | None:
+    """The step of the checkpoint that a PUT of this key commits; None when it commits none."""
+    found = re.search(r"/iter_(\d+)/\.nemo-sky/manifest\.json$", path)
+    return int(found[1]) if found else None
+
+
 class Gate:
-    """Holds back every PUT of a key that contains ``word``, from the first on, and says that it came."""
+    """Holds back the PUTs that it is told to, and says when the first has come."""
 
     def __init__(self) -> None:
-        self.word: str | None = None
-        self.reached = threading.Event()
-        self.opened = threading.Event()
         self.down = False
+        self.reached = threading.Event()
+        self._opened = threading.Event()
+        self._word: str | None = None
+        self._step: int | None = None
+
+    def hold(self, word: str | None = None, *, step: int | None = None) -> None:
+        """Hold back every PUT of a key that contains ``word``, or that commits a checkpoint of ``step`` or a
+        later one. What an earlier call held fails now; with neither, nothing is held any more."""
+        before, self._opened, self.reached = self._opened, threading.Event(), threading.Event()
+        self._word, self._step = word, step
+        before.set()
 
     def pass_through(self, method: str, path: str) -> bool:
         """False when the request is to be dropped: it was held back, or the service is ``down``."""
         if self.down:
             return False
-        if method != "PUT" or self.word is None or self.word not in path:
+        opened, committed = self._opened, step_committed_by(path)
+        late = self._step is not None and committed is not None and committed >= self._step
+        if method != "PUT" or not (late or (self._word is not None and self._word in path)):
             return True
         self.reached.set()
-        self.opened.wait()
+        opened.wait()
         return False
 
 
@@ -91,7 +108,7 @@ def serve(bucket: str) -> Iterator[tuple[str, Gate]]:
     try:
         yield f"http://127.0.0.1:{proxy.server_address[1]}", gate
     finally:
-        gate.opened.set()
+        gate.hold()
         proxy.shutdown()
         proxy.server_close()
         moto.stop()

@@ -101,12 +101,11 @@ def test_killed_during_the_upload_of_a_checkpoint(on_s3: tuple[Project, Any], he
     words = ("tiny", "pretrain", "-c", "smoke", "--cloud", "local", "data=null", "run.data=null")
     whole_run = last_model(project, project.run("launch", *words, "--json"))
 
-    gate.word = held
+    gate.hold(held)
     launcher = project.start("launch", *words, "--force")
     assert gate.reached.wait(timeout=120)
     kill_all(project, launcher)
-    gate.word = None
-    gate.opened.set()
+    gate.hold()
 
     killed = story(project)
     store = open_store(project.env["NEMO_SKY_ARTIFACTS"], s3_endpoint=project.env["AWS_ENDPOINT_URL"])

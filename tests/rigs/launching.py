@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,8 +15,10 @@ from tests.rig import until
 from tests.rigs.skyhome import SkyHome
 
 SHORT = ("tiny", "pretrain", "-c", "smoke", "data=null", "run.data=null")
-# A minute on two quiet cores, a checkpoint every few seconds: SkyPilot takes seconds to say anything.
-LONG = (*SHORT, "train.steps=2400", "train.save_interval=100", "train.eval_interval=2400")
+# Some twenty seconds on two quiet cores. A test that needs a run in a given state holds back the commit of a
+# step: the run cannot end before it is let go, however slow the machine and SkyPilot are.
+LONG = (*SHORT, "train.steps=1000", "train.save_interval=100", "train.eval_interval=1000")
+REACHED_S = 400.0  # from a launch to its first checkpoints, on a busy machine
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,8 @@ class Launches:
         shown: dict[str, Any] = json.loads(self.project.run("runs", "show", run_id, "--json").stdout)
         return shown
 
-    def follow(self, run_id: str, step: int) -> int:
-        """Follow the run's log until a checkpoint of ``step`` or a later one is committed; which."""
+    def follow(self, run_id: str) -> None:
+        """Follow the run's log until a checkpoint is committed."""
         reader = self.project.start("runs", "logs", "-f", run_id)
         assert reader.stdout
         assert reader.stderr
@@ -51,10 +52,9 @@ class Launches:
         try:
             for line in reader.stdout:
                 seen.append(line)
-                found = re.search(r"committed checkpoint (\d+) ", line)
-                if found and int(found[1]) >= step:
-                    return int(found[1])
-            raise AssertionError(f"ended before step {step}:\n{''.join(seen)}\n{reader.stderr.read()}")
+                if "committed checkpoint " in line:
+                    return
+            raise AssertionError(f"ended before any checkpoint:\n{''.join(seen)}\n{reader.stderr.read()}")
         finally:
             reader.kill()
             reader.communicate()

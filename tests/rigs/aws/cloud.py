@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
+from tests.e2e.s3 import step_committed_by
 from tests.rigs.aws import catalogs, image, seed
 from tests.rigs.aws.machine import Machine
 from tests.rigs.aws.metadata import Facts
@@ -69,16 +70,16 @@ class Cloud:
         self._ends: dict[str, float] = {}  # instance id -> when it is preempted, epoch seconds
         self._full: set[str] = set()  # zones without capacity
         self._failed: dict[str, str] = {}
-        self._held: str | None = None  # part of the S3 keys whose PUT is held back
+        self._held: int | None = None  # from this step on, no checkpoint is committed to S3
         self._reached: str | None = None  # the first of them that was held
         self._silent = False  # S3 answers nobody
 
     def lets_pass(self, method: str, path: str) -> bool:
         """Whether S3 is to see a request. One that is held back waits here until the order is withdrawn."""
-        word = self._held
-        if word and method == "PUT" and word in path:
+        least, step = self._held, step_committed_by(path)
+        if method == "PUT" and least is not None and step is not None and step >= least:
             self._reached = self._reached or path
-            while self._held == word:
+            while self._held == least:
                 time.sleep(POLL_S)
             return False
         return not self._silent
@@ -101,7 +102,7 @@ class Cloud:
             (self._full.discard if wanted["ok"] else self._full.add)(wanted["zone"])
             return True
         if name == "hold":
-            self._held, self._reached = wanted["word"], None
+            self._held, self._reached = wanted["step"], None
             return True
         if name == "reached":
             return self._reached

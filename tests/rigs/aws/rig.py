@@ -92,9 +92,10 @@ class AwsRig:
         """Whether RunInstances in ``zone`` succeeds or answers InsufficientInstanceCapacity."""
         self._order("capacity", zone=zone, ok=ok)
 
-    def hold(self, word: str | None) -> None:
-        """Hold back every PUT of an S3 key that contains ``word``; None lets go, and what waited fails."""
-        self._order("hold", word=word)
+    def hold(self, step: int | None) -> None:
+        """Hold back every PUT to S3 that commits a checkpoint of ``step`` or a later one; None holds nothing.
+        What an earlier call held fails now."""
+        self._order("hold", step=step)
 
     def reached(self) -> str | None:
         """The path of the first request that was held back since the last ``hold``."""
