@@ -91,6 +91,8 @@ def preflight(request: Request, project: Project, drafts: Sequence[Plan], store:
             "--detach of several stages needs SkyPilot to begin each after the one before",
             hint="as managed jobs without caps: --managed or --spot on a cloud; else one stage at a time",
         )
+    if request.work and len(drafts) > 1:
+        raise UserError("--work says how long one stage works; launch the stages one by one with it")
     if request.resume and len(drafts) > 1:
         raise UserError("--resume names a run of one stage; without it, `all` resumes what is unfinished")
     for draft in drafts:
@@ -99,11 +101,31 @@ def preflight(request: Request, project: Project, drafts: Sequence[Plan], store:
         booking.check(draft, request, project, submitted)
         checks.require(checks.quotas(submitted), request.force)
     checks.require(checks.of_project(project, store), request.force)
+    beginning = begin_anew(drafts, request, project, store)
+    tasks = [_task_of_run(draft, project, draft.name) for draft in beginning]
+    booking.foresee(list(zip(beginning, tasks, strict=True)), request, project, store)
     for profile in {draft.profile.infra: draft.profile for draft in drafts}.values():
         checks.require(checks.of_place(profile), request.force)
     for draft, later in zip(drafts, awaited(drafts), strict=True):
         here = {name: item for name, item in draft.inputs.items() if name not in later}
         inputs.pin(here, store, project.tracking, {})
+
+
+def begin_anew(drafts: Sequence[Plan], request: Request, project: Project, store: Store) -> list[Plan]:
+    """The stages that nothing is there of: neither what they make nor an earlier run of the same recipe,
+    of which only what is left would be done."""
+    known = {run.recipe for run in runs.every(project.runs)}
+    made: dict[str, Manifest] = {}
+    result = []
+    for draft, later in zip(drafts, awaited(drafts), strict=True):
+        if not request.force and all(draft.inputs[name].artifact in made for name in later):
+            done = find_output(store, pin(draft, request, project, store, made))
+            if done:
+                made[done.name] = done
+                continue
+        if draft.recipe not in known:
+            result.append(draft)
+    return result
 
 
 def run_stage(plan: Plan, request: Request, project: Project, store: Store, say: Say, log: Say) -> Outcome:

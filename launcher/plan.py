@@ -32,7 +32,7 @@ class Request:
 
     ``retries`` is how often a failed job is begun again, ``preemptions`` how many it may suffer (None: any
     number). ``secrets`` is a file of them. A ``draft`` is only looked at: it may lack values that a
-    launch needs.
+    launch needs. ``work`` is a person's own word on the hours of work in all.
     """
 
     family: str
@@ -48,6 +48,7 @@ class Request:
     preemptions: int | None = None
     secrets: Path | None = None
     caps: Caps = field(default_factory=Caps)
+    work: float | None = None
     first: str | None = None
     last: str | None = None
     resume: str | None = None

@@ -67,7 +67,11 @@ def launch(
         str | None, typer.Option("--max-hourly", metavar="$", help="The most an hour may cost, all nodes.")
     ] = None,
     deadline: Annotated[
-        str | None, typer.Option("--deadline", metavar="TIME", help="The longest it may take: 36h, 2d.")
+        str | None,
+        typer.Option("--deadline", metavar="TIME", help="From now on, the longest it may take: 36h, 2d."),
+    ] = None,
+    work: Annotated[
+        str | None, typer.Option("--work", metavar="TIME", help="How long it works in all, if you know: 12h.")
     ] = None,
     experiment: Annotated[
         str | None, typer.Option("--experiment", metavar="NAME", help="The experiment that it is part of.")
@@ -84,7 +88,9 @@ def launch(
         str | None,
         typer.Option("--resume", metavar="RUN", help="Take up this run, even if code or config changed."),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Make it again, though it was made before.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Make it again, and go on in spite of estimates.")
+    ] = False,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Return once the run has started.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the exact task and start nothing.")
@@ -100,6 +106,7 @@ def launch(
     from launcher import launch as flow
     from launcher import summary
     from launcher.clusters import Placement
+    from launcher.money.amounts import parse_duration
     from launcher.money.caps import from_flags
     from launcher.plan import Request
 
@@ -120,6 +127,7 @@ def launch(
         preemptions=preemptions,
         secrets=secrets,
         caps=from_flags(budget, max_hourly, deadline, experiment, experiment_budget),
+        work=parse_duration(work) / 3600 if work else None,
         first=first,
         last=last,
         resume=resume,

@@ -66,6 +66,17 @@ def format_duration(seconds: float) -> str:
     return f"{sign}{left:.0f}s"
 
 
+def enough_duration(seconds: float) -> str:
+    """The shortest duration of two units that is no less: written as a limit, it is enough."""
+    text = format_duration(math.ceil(seconds))
+    for unit in ("s", "m", "h"):
+        if parse_duration(text) >= seconds:
+            break
+        step = _SECONDS[unit]
+        text = format_duration(math.ceil(seconds / step) * step)
+    return text
+
+
 def format_dollars(amount: float) -> str:
     """``1234.5`` is ``$1,234.50``; cents always, since a receipt must add up."""
     return f"-${-amount:,.2f}" if amount < 0 else f"${amount:,.2f}"

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from launcher.artifacts import checkpoints
 from launcher.money import account as accounts
 from launcher.money import caps, gate
 from launcher.money.account import MICROS, About, Account, Entry, money
+from launcher.money.amounts import format_duration
 from launcher.money.lease import Lease
 from launcher.money.ledger import account_name, now_ms, open_ledger
 
@@ -57,6 +59,28 @@ def check(plan: Plan, request: Request, project: Project, task: Task) -> None:
     gate.check_price(_order(plan, request, project, task, plan.name, is_capped(request, project)))
 
 
+def foresee(beginning: Sequence[tuple[Plan, Task]], request: Request, project: Project, store: Store) -> None:
+    """Refuse, before the first stage starts, stages that are expected not to fit: each of those that begin
+    anew against its own caps, and all of them together against the experiment's."""
+    if request.force or not is_capped(request, project):
+        return
+    name = request.caps.experiment
+    held = open_ledger(store).read(account_name("", name)) if name else Account()
+    for plan, task in beginning:
+        order = _order(plan, request, project, task, plan.name, capped=True)
+        limits = gate.with_budgets(held, order)
+        left = limits.left(plan.name)
+        if left is None and order.deadline is None:
+            continue
+        seen = _expected(plan, request, project, task, order.deadline, left, None)
+        gate.admit(held, replace(order, expected=seen))
+        if best := seen.best:
+            # What it is expected to cost is not there for the stages after it.
+            now = order.entry.launched
+            whole = Entry(plan.name, plan.name, best.cost, now, now + accounts.HOUR_MS)
+            held = accounts.reserve(limits, whole, order.about)
+
+
 def book(
     plan: Plan,
     run: Run,
@@ -72,12 +96,16 @@ def book(
     capped = is_capped(request, project) or bool(before.caps(run.run_id))
     order = _order(plan, request, project, task, run.run_id, capped)
     order = replace(order, caps=replace(order.caps, experiment=run.experiment))
+    left = gate.with_budgets(before, order).left(run.run_id)
+    if (left is not None or order.deadline is not None) and not request.force:
+        step = newest.step if (newest := checkpoints.newest(store, run.run_id)) else None
+        order = replace(order, expected=_expected(plan, request, project, task, order.deadline, left, step))
 
-    def step(held: Account) -> Account:
+    def admitted(held: Account) -> Account:
         return gate.admit(accounts.supersede(held, run.run_id, order.entry.launched), order)
 
-    held = ledger.change(name, step)
-    for line in _said(before, held, run.run_id):
+    held = ledger.change(name, admitted)
+    for line in [*_said(before, held, run.run_id), *_foreseen(order)]:
         say(f"  {line}")
     lease = _lease(plan, project, task)
     return Booking(name, order.entry, run.experiment, bool(held.caps(run.run_id)), lease)
@@ -144,6 +172,36 @@ def _order(
     )
     about = About(plan.spec.family, plan.spec.stage, provenance.user_name(), profile.name)
     return gate.Order(entry, about, request.caps, caps.unsaid(project.money))
+
+
+def _expected(
+    plan: Plan,
+    request: Request,
+    project: Project,
+    task: Task,
+    deadline: float | None,
+    left: int | None,
+    step: int | None,
+) -> gate.Expected:
+    """What is left of the plan's work after the checkpoint ``step``, with ``left`` micro-dollars and
+    ``deadline`` seconds for it."""
+    from launcher.money import expect  # and NumPy
+
+    hours = None if deadline is None else deadline / 3600
+    limits = expect.Limits(hours, None if left is None else left / MICROS)
+    return expect.expected(plan.profile, task, expect.work_left(plan, project, request.work, step), limits)
+
+
+def _foreseen(order: gate.Order) -> list[str]:
+    """What a person should know of how the caps will do."""
+    if order.expected is None:
+        return []
+    best = order.expected.best
+    if best is None:
+        return [f"expected: unknown ({order.expected.unknown}); the caps hold while it runs"]
+    takes = format_duration(best.hours * 3600)
+    chance = "" if best.chance is None else f", within the caps with a chance of {best.chance:.0%}"
+    return [f"expected: {money(best.cost)} in {takes} at {best.where}{chance} ({best.source})"]
 
 
 def _lease(plan: Plan, project: Project, task: Task) -> Lease:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +44,8 @@ LENGTHS = ("model.seq_length", "dataset.seq_length", "pack_size")
 @dataclass(frozen=True)
 class Past:
     """What an earlier run measured: ``tokens_per_second`` of all its GPUs (None without), and the ``hours``
-    it took (None unless it succeeded). ``gpu`` is None for a run without GPUs."""
+    it took for its ``steps`` (None unless it succeeded, and unless its config says them). ``gpu`` is None for
+    a run without GPUs."""
 
     run_id: str
     gpu: str | None
@@ -52,12 +53,14 @@ class Past:
     nodes: int
     tokens_per_second: float | None
     hours: float | None
+    steps: int | None = None
 
 
 @dataclass(frozen=True)
 class Work:
-    """What there is to do. ``tokens`` and ``flops`` per token are None where the config does not say, and
-    ``unmade`` is true where an input that is not made yet will."""
+    """What there is to do. ``tokens``, ``steps`` and ``flops`` per token are None where the config does not
+    say, and ``unmade`` is true where an input that is not made yet will. ``left`` is the share that a
+    checkpoint leaves to do, None where nobody knows which."""
 
     tokens: float | None = None
     flops: float | None = None
@@ -66,6 +69,8 @@ class Work:
     hours: float | None = None
     past: tuple[Past, ...] = ()
     unmade: bool = False
+    steps: int | None = None
+    left: float | None = 1.0
 
 
 @dataclass(frozen=True)
@@ -105,13 +110,25 @@ def work_of(
         experts = model.experts > 0
     lengths = [fit.get(values, key) for key in LENGTHS]
     unmade = any(isinstance(length, str) and length.startswith("${art:") for length in lengths)
-    return Work(tokens_of(values), flops, experts, mfu, hours, tuple(past), unmade)
+    return Work(tokens_of(values), flops, experts, mfu, hours, tuple(past), unmade, steps_of(values))
+
+
+def steps_of(values: Mapping[str, Any]) -> int | None:
+    """Steps of a training config, of Megatron-Bridge's and of the tiny family's keys; None without them."""
+    return _first(values, "train.train_iters", "train.steps")
+
+
+def from_step(work: Work, step: int | None) -> Work:
+    """The work that is left after the checkpoint ``step``; None is no checkpoint."""
+    if step is None:
+        return work
+    return replace(work, left=max(1 - step / work.steps, 0.0) if work.steps else None)
 
 
 def tokens_of(values: Mapping[str, Any]) -> float | None:
     """Tokens that a training config goes through: steps x sequences x length, of Megatron-Bridge's and of
     the tiny family's keys. None where one of them is missing or not known yet."""
-    steps = _first(values, "train.train_iters", "train.steps")
+    steps = steps_of(values)
     batch = _first(values, "train.global_batch_size")
     length = _first(values, *LENGTHS)
     if steps is None or batch is None or length is None:
@@ -120,7 +137,17 @@ def tokens_of(values: Mapping[str, Any]) -> float | None:
 
 
 def estimate(work: Work, gpu: str | None, gpus: int, nodes: int, instance: str = "") -> Estimate:
-    """How long ``work`` takes on ``gpus`` GPUs (of all nodes) of type ``gpu``."""
+    """How long what is left of ``work`` takes on ``gpus`` GPUs (of all nodes) of type ``gpu``."""
+    whole = _whole(work, gpu, gpus, nodes, instance)
+    if whole.hours is None or work.left == 1:
+        return whole
+    if work.left is None:
+        return Estimate(None, "a checkpoint is there, but the config does not say of how many steps")
+    source = f"{whole.source}; {work.left:.0%} of it is left"
+    return replace(whole, hours=whole.hours * work.left, source=source)
+
+
+def _whole(work: Work, gpu: str | None, gpus: int, nodes: int, instance: str) -> Estimate:
     if work.hours is not None:
         return Estimate(work.hours, "as you said", MEASURED_SPREAD)
     for one in work.past:
@@ -133,7 +160,10 @@ def estimate(work: Work, gpu: str | None, gpus: int, nodes: int, instance: str =
             source = f"run {one.run_id}: {one.tokens_per_second:,.0f} tokens/s{scaled}"
             return Estimate(work.tokens / speed / 3600, source, MEASURED_SPREAD)
         if one.hours and (one.gpus, one.nodes) == (gpus, nodes):
-            return Estimate(one.hours, f"run {one.run_id} took as long", MEASURED_SPREAD)
+            if one.steps == work.steps or not (one.steps and work.steps):
+                return Estimate(one.hours, f"run {one.run_id} took as long", MEASURED_SPREAD)
+            source = f"run {one.run_id} took {one.hours:.3g} h for {one.steps:,} of {work.steps:,} steps"
+            return Estimate(one.hours * work.steps / one.steps, source, MEASURED_SPREAD)
     if gpu is None or work.tokens is None or work.flops is None:
         return Estimate(None, _why_not(work, gpu))
     peak = peak_tflops(gpu, instance)
@@ -179,7 +209,8 @@ def past_of(project: Project, name: str, config: str) -> list[Past]:
             attempts = sync.attempts(open_store(run.artifacts, project.s3_endpoint), run.run_id)
         except UserError:
             break
-        gpu, each = _gpus_of(runs.directory(project.runs, run.run_id) / "task.yaml")
+        folder = runs.directory(project.runs, run.run_id)
+        gpu, each = _gpus_of(folder / "task.yaml")
         speeds = [
             point["value"]
             for events in attempts
@@ -192,7 +223,8 @@ def past_of(project: Project, name: str, config: str) -> list[Past]:
         hours = None
         if ends and ends[-1]["status"] == "succeeded":
             hours = sum(event["hours"] or 0.0 for event in ends) or None
-        found.append(Past(run.run_id, gpu, each * run.nodes, run.nodes, _settled(speeds), hours))
+        steps = _steps_of(folder / "job" / "train.yaml")
+        found.append(Past(run.run_id, gpu, each * run.nodes, run.nodes, _settled(speeds), hours, steps))
     return [one for one in found if one.tokens_per_second or one.hours]
 
 
@@ -200,6 +232,16 @@ def _settled(speeds: Sequence[float]) -> float | None:
     """The median of the later half: the first steps compile and fill caches."""
     later = sorted(speeds[len(speeds) // 2 :])
     return later[len(later) // 2] if later else None
+
+
+def _steps_of(config: Path) -> int | None:
+    """Steps of the config that a run was submitted with."""
+    import yaml
+
+    try:
+        return steps_of(yaml.safe_load(config.read_text()) or {})
+    except (OSError, yaml.YAMLError):
+        return None
 
 
 def _gpus_of(task: Path) -> tuple[str | None, int]:

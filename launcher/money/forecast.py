@@ -63,14 +63,15 @@ def outlook(
     on_demand: float | None,
     deadline: float | None = None,
     budget: float | None = None,
+    setup: float = RESTART_HOURS,
 ) -> Outlook:
     """The outlook of ``hours`` of work at prices in $/h for all nodes; with ``spot`` None, on-demand only.
 
     ``deadline`` in hours, ``budget`` in dollars. At least one price is needed. A run is stopped at its
-    deadline and at its budget, so neither can be passed.
+    deadline and at its budget, so neither can be passed. ``setup``: hours until nodes that stay begin.
     """
     if spot is None:
-        paths = steady(hours, spread)
+        paths = steady(hours, spread, setup)
     else:
         paths = market(hours, spread, deadline, rescue=on_demand is not None and deadline is not None)
     costs = paths.spot * (spot or 0.0) + paths.on_demand * (on_demand or 0.0)
@@ -80,7 +81,7 @@ def outlook(
         fine = fine & (paths.elapsed <= deadline + 1e-9)
     if budget is not None:
         fine = fine & (costs <= budget)
-    worst = _bound(hours, spread, spot=spot, on_demand=on_demand, deadline=deadline, budget=budget)
+    worst = _bound(hours, spread, setup, spot=spot, on_demand=on_demand, deadline=deadline, budget=budget)
     shown = finished if finished.any() else np.ones(PATHS, bool)
     return Outlook(
         cost=float(np.minimum(costs, math.inf if worst is None else worst)[shown].mean()),
@@ -94,6 +95,7 @@ def outlook(
 def _bound(
     hours: float,
     spread: float,
+    setup: float,
     *,
     spot: float | None,
     on_demand: float | None,
@@ -105,13 +107,13 @@ def _bound(
     if deadline is not None:
         bounds.append(deadline * max(spot or 0.0, on_demand or 0.0))
     if spot is None and on_demand is not None:
-        bounds.append((hours * math.exp(1.645 * spread) + RESTART_HOURS) * on_demand)
+        bounds.append((hours * math.exp(1.645 * spread) + setup) * on_demand)
     return min(bounds, default=None)
 
 
-def steady(hours: float, spread: float) -> Paths:
+def steady(hours: float, spread: float, setup: float = RESTART_HOURS) -> Paths:
     """Nodes that stay: one start, then work."""
-    paid = hours * _factors(spread) + RESTART_HOURS
+    paid = hours * _factors(spread) + setup
     return Paths(np.zeros(PATHS), paid, paid, np.ones(PATHS))
 
 

@@ -2,6 +2,8 @@
 
 ``admit`` is pure: an account and an order in, the account with the launch's reservation out, or a refusal.
 ``book`` does it in the ledger, where of two launches that together do not fit exactly one is admitted.
+Held against the caps are the first lease, exactly, and what the work that is left is expected to take where
+that costs least, as far as anybody knows (``launcher.money.expect``).
 """
 
 from __future__ import annotations
@@ -10,20 +12,55 @@ from dataclasses import dataclass, replace
 
 from launcher.errors import Refused
 from launcher.money.account import (
-    HOUR_MS,
+    MICROS,
     NO_PRICE,
     About,
     Account,
     Entry,
     Short,
-    charge,
     money,
     reserve,
     set_budget,
 )
-from launcher.money.amounts import format_duration
+from launcher.money.amounts import enough_duration, format_duration
 from launcher.money.caps import Caps
 from launcher.money.ledger import Ledger, account_name
+
+ESTIMATE = "it is an estimate: `--work TIME` says how long it works in all, --force goes on in spite of it"
+
+
+@dataclass(frozen=True)
+class Way:
+    """One place and market that can do what is left of the work: ``hours`` from the launch to the end and
+    ``cost`` in micro-dollars, both means, were there no cap. ``in_time``: more likely than not done by the
+    deadline. ``chance`` of that and of staying within the budget, None without either. ``asked``: the launch
+    may go there; the others are only named. ``source`` says in words where the duration is from."""
+
+    where: str
+    hours: float
+    cost: int
+    source: str
+    in_time: bool = True
+    chance: float | None = None
+    asked: bool = True
+
+
+@dataclass(frozen=True)
+class Expected:
+    """``ways`` to do what is left; none where the duration or the price is not known, and ``unknown`` says
+    why."""
+
+    ways: tuple[Way, ...]
+    unknown: str = ""
+
+    @property
+    def best(self) -> Way | None:
+        """The cheapest that the launch may take and that is in time; else the fastest."""
+        asked = [way for way in self.ways if way.asked]
+        timely = [way for way in asked if way.in_time]
+        if timely:
+            return min(timely, key=lambda way: (way.cost, way.hours))
+        return min(asked, key=lambda way: (way.hours, way.cost), default=None)
 
 
 @dataclass(frozen=True)
@@ -31,17 +68,22 @@ class Order:
     """A launch that asks to be let in.
 
     ``entry`` is its reservation as wanted: ``launched`` is now, ``until`` the end of its first lease.
-    ``unsaid`` are the caps where neither the launch nor the ledger gives one. ``hours`` is how long the
-    run is expected to take from here, ``spot_price`` (micro-dollars per hour, all nodes) what it would
-    cost on spot; None where nobody knows.
+    ``unsaid`` are the caps where neither the launch nor the ledger gives one. ``expected`` is what is left
+    of the run, None where that shall not count. ``spot_price`` is micro-dollars per hour of all nodes on
+    spot, for a launch that asks for on-demand; None where there is none or nobody knows.
     """
 
     entry: Entry
     about: About
     caps: Caps
     unsaid: Caps
-    hours: float | None = None
+    expected: Expected | None = None
     spot_price: int | None = None
+
+    @property
+    def deadline(self) -> float | None:
+        """Seconds from the launch, None without one."""
+        return self.unsaid.deadline if self.caps.deadline is None else self.caps.deadline
 
 
 def admit(account: Account, order: Order) -> Account:
@@ -50,15 +92,25 @@ def admit(account: Account, order: Order) -> Account:
     check_deadline(order)
     account = with_budgets(account, order)
     entry = order.entry
-    if entry.price is not None and order.hours is not None and entry.key not in account.entries:
-        needed = charge(entry.price, round(order.hours * HOUR_MS))
-        for whose, cap, over in account.caps(entry.run):
-            if account.committed(over) + needed > cap:
-                raise _too_dear(Short(whose, cap, account.committed(over), needed), order)
     try:
-        return reserve(account, entry, order.about)
+        reserved = reserve(account, entry, order.about)
     except Short as short:
-        raise _too_dear(short, order) from short
+        raise _lease_too_dear(short, order) from short
+    if entry.key not in account.entries:
+        check_expected(account, order)
+    return reserved
+
+
+def check_expected(account: Account, order: Order) -> None:
+    """Raises Refused when what is left is expected to cost more than a cap leaves, where it costs least."""
+    expected = order.expected
+    best = expected.best if expected else None
+    if expected is None or best is None:
+        return
+    for whose, cap, over in account.caps(order.entry.run):
+        committed = account.committed(over)
+        if committed + best.cost > cap:
+            raise _too_dear(Short(whose, cap, committed, best.cost), expected, best)
 
 
 def check_price(order: Order) -> None:
@@ -85,15 +137,31 @@ def check_price(order: Order) -> None:
 
 
 def check_deadline(order: Order) -> None:
-    """Raises Refused when the run is expected to take longer than it may."""
-    limit = order.unsaid.deadline if order.caps.deadline is None else order.caps.deadline
-    if limit is None or order.hours is None or order.hours * 3600 <= limit:
+    """Raises Refused when not even the first lease ends by the deadline, or the work is expected not to."""
+    limit, entry = order.deadline, order.entry
+    if limit is None:
         return
-    takes = order.hours * 3600
+    lease = (entry.until - entry.launched) / 1000
+    if lease > limit:
+        raise Refused(
+            f"the deadline of {format_duration(limit)} is {format_duration(lease - limit)} shorter than "
+            f"set-up, one check and a save may take ({format_duration(lease)})",
+            hint=f"--deadline {enough_duration(lease)} would do; money.setup in nemo-sky.yaml says how long "
+            "set-up takes",
+        )
+    best = order.expected.best if order.expected else None
+    if order.expected is None or best is None or best.in_time:
+        return
+    ways = [f"--deadline {enough_duration(best.hours * 3600)} would do"]
+    if others := [way for way in order.expected.ways if way.in_time]:
+        other = min(others, key=lambda way: (way.cost, way.hours))
+        ways.append(f"{other.where} takes {format_duration(other.hours * 3600)}")
+    takes = best.hours * 3600
     raise Refused(
-        f"it is expected to take {format_duration(takes)}, {format_duration(takes - limit)} more than the "
-        f"deadline of {format_duration(limit)}",
-        hint=f"--deadline {format_duration(takes)} would do; more nodes may take less",
+        f"what is left is expected to take {format_duration(takes)} where it is fastest ({best.where}), "
+        f"{format_duration(takes - limit)} more than the deadline of {format_duration(limit)}: "
+        f"{best.source}",
+        hint="; ".join([*ways, "more or faster GPUs take less", ESTIMATE]),
     )
 
 
@@ -121,18 +189,41 @@ def book(ledger: Ledger, order: Order) -> Account:
     return ledger.change(name, lambda account: admit(account, order))
 
 
-def _too_dear(short: Short, order: Order) -> Refused:
-    """The refusal of a launch for its cost, with the nearest that would be let in."""
-    flag = "--budget" if short.whose.startswith("run ") else "--experiment-budget"
-    left = short.cap - short.committed
-    entry, ways = order.entry, []
-    fewer = min(left * entry.nodes // short.needed, entry.nodes - 1)
-    if order.hours is None and fewer > 0:
+def _lease_too_dear(short: Short, order: Order) -> Refused:
+    """The refusal of a launch whose first lease does not fit, with the nearest that would be let in."""
+    left, nodes, ways = short.cap - short.committed, order.entry.nodes, []
+    if (fewer := min(left * nodes // short.needed, nodes - 1)) > 0:
         ways.append(f"--nodes {fewer} would begin")
-    if order.spot_price is not None and entry.price:
-        on_spot = short.needed * order.spot_price // entry.price
+    if order.spot_price is not None and order.entry.price:
+        on_spot = short.needed * order.spot_price // order.entry.price
         if on_spot <= left:
             ways.append(f"on spot it needs {money(on_spot)}")
-    ways.append(f"{flag} {money(short.committed + short.needed)} would do")
-    what = "the first lease: set-up, one check, a save" if order.hours is None else "the whole run"
-    return Refused(f"{short.message} ({what})", hint="; ".join(ways))
+    ways.append(f"{_flag(short)} {_enough(short)} would do")
+    return Refused(f"{short.message} (the first lease: set-up, one check, a save)", hint="; ".join(ways))
+
+
+def _too_dear(short: Short, expected: Expected, best: Way) -> Refused:
+    """The refusal of a launch that is expected to cost too much, with what would fit."""
+    left = short.cap - short.committed
+    ways = [f"{_flag(short)} {_enough(short)} would do"]
+    others = [way for way in expected.ways if way.cost <= left and way is not best]
+    if others:
+        other = min(others, key=lambda way: (not way.asked, not way.in_time, way.cost))
+        takes = format_duration(other.hours * 3600)
+        late = "" if other.in_time else f", and needs --deadline {enough_duration(other.hours * 3600)}"
+        ways.append(f"{other.where} costs {money(other.cost)} and takes {takes}{late}")
+    return Refused(
+        f"{short.message} (what is left of the work, where it costs least: "
+        f"{format_duration(best.hours * 3600)} at {best.where}; {best.source})",
+        hint="; ".join([*ways, ESTIMATE]),
+    )
+
+
+def _flag(short: Short) -> str:
+    return "--budget" if short.whose.startswith("run ") else "--experiment-budget"
+
+
+def _enough(short: Short) -> str:
+    """The cap that would do, in whole cents from a dollar on: written as it is, it is enough."""
+    needed = short.committed + short.needed
+    return money(needed if needed < MICROS else -(-needed // 10_000) * 10_000)

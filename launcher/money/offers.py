@@ -26,6 +26,8 @@ from launcher.money.want import MARKETS, Market, Want, split_infra, want_of
 
 ODD_PRICE = 0.6
 """An on-demand price below this share of its cloud's median gets a note."""
+NO_INSTANCE = "-"
+"""The instance type of an offer that a profile makes."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,7 @@ def by_profile(profile: Profile, want: Want) -> Offer | None:
         cloud=cloud,
         region=region or "",
         zone=zone,
-        instance="-",
+        instance=NO_INSTANCE,
         gpu=want.gpus[0] if want.count else None,
         gpus=want.count,
         nodes=want.nodes,

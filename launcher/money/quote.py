@@ -26,13 +26,14 @@ LIKELY = 0.9
 @dataclass(frozen=True)
 class Row:
     """One place on one market. ``hourly`` is dollars per hour for all nodes; ``outlook`` is None where the
-    price or the duration is unknown, or the price is only a lowest bid."""
+    price or the duration is unknown, or the price is only a lowest bid. ``setup`` is in hours."""
 
     offer: Offer
     market: Market
     hourly: float | None
     estimate: Estimate
     outlook: Outlook | None
+    setup: float = forecast.RESTART_HOURS
 
 
 @dataclass(frozen=True)
@@ -86,8 +87,10 @@ def quote(
             ) from None
         found += seen.offers
         left_out |= seen.left_out
+    # On this machine nothing is provisioned.
+    setup = forecast.RESTART_HOURS if profile.backend == "sky" else 0.0
     rows = [
-        _row(offer, market, work, deadline=deadline, budget=budget)
+        _row(offer, market, work, setup, deadline=deadline, budget=budget)
         for offer in found
         for market in markets
         if offer.price(market) is not None or (market == markets[0] and offer.unpriced)
@@ -111,7 +114,15 @@ def sort(rows: Iterable[Row], by: str) -> list[Row]:
     return sorted(rows, key=key) if by != "place" else sorted(rows, key=lambda r: (r.offer.place, r.market))
 
 
-def _row(offer: Offer, market: Market, work: Work, *, deadline: float | None, budget: float | None) -> Row:
+def _row(
+    offer: Offer,
+    market: Market,
+    work: Work,
+    setup: float,
+    *,
+    deadline: float | None,
+    budget: float | None,
+) -> Row:
     guess = estimate.estimate(work, offer.gpu, offer.gpus * offer.nodes, offer.nodes, offer.instance)
     hourly = offer.total(market)
     outlook = None
@@ -123,8 +134,9 @@ def _row(offer: Offer, market: Market, work: Work, *, deadline: float | None, bu
             on_demand=offer.total("on-demand") if market == "on-demand" or deadline is not None else None,
             deadline=deadline,
             budget=budget,
+            setup=setup,
         )
-    return Row(offer, market, hourly, guess, outlook)
+    return Row(offer, market, hourly, guess, outlook, setup)
 
 
 def _best(rows: Sequence[Row]) -> Row | None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from launcher import yamlfile
 from launcher.errors import Refused, UserError
 from launcher.money import account, caps, gate
 from launcher.money.account import HOUR_MS, About, Account, Entry
+from launcher.money.amounts import parse_dollars, parse_duration
 from launcher.money.caps import Caps, Settings
+from launcher.money.gate import Expected, Way
 
 T = 1_800_000_000_000
 ABOUT = About("tiny", "pretrain", "ann", "aws")
@@ -20,9 +25,9 @@ ENTRY = Entry("r-1", "r", 40_000_000, T, T + HOUR_MS // 4, nodes=4)
 
 
 def order(
-    given: Caps, unsaid: Caps | None = None, hours: float | None = None, spot: int | None = None
+    given: Caps, unsaid: Caps | None = None, ways: tuple[Way, ...] = (), spot: int | None = None
 ) -> gate.Order:
-    return gate.Order(ENTRY, ABOUT, given, unsaid or Caps(), hours, spot)
+    return gate.Order(ENTRY, ABOUT, given, unsaid or Caps(), Expected(ways) if ways else None, spot)
 
 
 def read(tmp_path: Path, text: str) -> Settings:
@@ -108,12 +113,73 @@ def test_the_first_lease_must_fit() -> None:
     assert "--nodes 2 would begin; on spot it needs $5.00; --budget $10.00 would do" in said
 
 
-def test_the_whole_run_must_fit_when_its_hours_are_known() -> None:
-    assert gate.admit(Account(), order(Caps(budget=400_000_000), hours=10)).left("r") == 390_000_000
-    said = refusal(order(Caps(budget=399_000_000), hours=10, spot=13_000_000))
-    assert "$400.00 more is $1.00 too much (the whole run)" in said
-    assert "on spot it needs $130.00; --budget $400.00 would do" in said
+DEAR = Way("aws/us-east-1 on on-demand", 10.0, 400_000_000, "run q: 1 tokens/s")
+CHEAP = Way("aws/us-east-2 on on-demand", 12.0, 390_000_000, "run q: 1 tokens/s")
+SPOT = Way("aws/us-east-2 on spot", 30.0, 130_000_000, "run q: 1 tokens/s", asked=False)
+
+
+def test_the_cheapest_way_must_fit() -> None:
+    ways = (DEAR, CHEAP, SPOT)
+    assert gate.admit(Account(), order(Caps(budget=390_000_000), ways=ways)).left("r") == 380_000_000
+    said = refusal(order(Caps(budget=389_000_000), ways=ways))
+    assert "$390.00 more is $1.00 too much (what is left of the work, where it costs least: " in said
+    assert "12h at aws/us-east-2 on on-demand; run q: 1 tokens/s)" in said
+    assert "--budget $390.00 would do; aws/us-east-2 on spot costs $130.00 and takes 1d6h" in said
+    assert "--work TIME" in said
     assert "--nodes" not in said, "fewer nodes take longer: no cheaper"
+
+
+def test_what_is_spent_already_counts() -> None:
+    held = gate.admit(Account(), order(Caps(budget=400_000_000)))
+    again = replace(order(Caps(), ways=(replace(CHEAP, cost=395_000_000),)), entry=replace(ENTRY, key="r-2"))
+    assert "$10.00 is spent or reserved: $395.00 more is $5.00 too much" in refusal(again, held)
+
+
+def test_a_deadline_can_make_it_dear() -> None:
+    """The cheap way is too late: what the timely one costs is held against the budget."""
+    ways = (DEAR, replace(CHEAP, in_time=False), replace(SPOT, in_time=False))
+    caps = Caps(budget=395_000_000, deadline=39_600)
+    said = refusal(order(caps, ways=ways))
+    assert "$400.00 more is $5.00 too much" in said
+    assert "aws/us-east-2 on on-demand costs $390.00 and takes 12h, and needs --deadline 12h" in said
+
+
+@given(
+    st.lists(
+        st.builds(
+            Way, st.just("x"), st.floats(0.01, 900), st.integers(1, 10**12), st.just("s"), st.booleans(),
+            st.none(), st.booleans(),
+        ),
+        max_size=6,
+    ),
+    st.integers(11_000_000, 10**12),
+    st.floats(1000, 3e6),
+)  # fmt: skip
+def test_what_the_gate_says_would_do_does(ways: list[Way], budget: int, deadline: float) -> None:
+    """It refuses exactly what cannot fit, and is content with the cap that it names."""
+    ways = [replace(way, in_time=way.hours * 3600 <= deadline) for way in ways]
+    asked = order(Caps(budget=budget, deadline=deadline), ways=tuple(ways))
+    fits = [way for way in ways if way.asked and way.in_time and way.cost <= budget]
+    try:
+        gate.admit(Account(), asked)
+    except Refused as refused:
+        assert not fits
+        assert any(way.asked for way in ways), "nothing is known: the first lease fits"
+        if found := re.search(r"--budget (\S+) would do", str(refused)):
+            enough = round(parse_dollars(found[1]) * 1_000_000)
+            assert budget < enough
+            again = replace(asked, caps=replace(asked.caps, budget=enough))
+        else:
+            found = re.search(r"--deadline (\S+) would do", str(refused))
+            assert found
+            enough_s = parse_duration(found[1])
+            assert enough_s > deadline
+            later = tuple(replace(way, in_time=way.hours * 3600 <= enough_s) for way in ways)
+            assert any(way.asked and way.in_time for way in later)
+            again = order(Caps(budget=10**12, deadline=enough_s), ways=later)
+        gate.admit(Account(), again)
+    else:
+        assert fits or not any(way.asked for way in ways)
 
 
 def test_the_hourly_cap_knows_what_would_fit() -> None:
@@ -132,9 +198,21 @@ def test_an_unknown_price_fits_under_no_cap() -> None:
 
 
 def test_the_deadline_is_held_against_the_expected_hours() -> None:
-    assert gate.admit(Account(), order(Caps(deadline=36_000), hours=10))
-    said = refusal(order(Caps(deadline=7200), hours=10))
-    assert "take 10h, 8h more than the deadline of 2h" in said
+    assert gate.admit(Account(), order(Caps(deadline=36_000), ways=(DEAR,)))
+    late = (replace(DEAR, in_time=False), replace(CHEAP, in_time=False))
+    said = refusal(order(Caps(deadline=7200), ways=late))
+    assert "expected to take 10h where it is fastest (aws/us-east-1 on on-demand), 8h more than the" in said
+    assert "--deadline 10h would do" in said
+    other = replace(SPOT, in_time=True, hours=1.5)
+    assert "aws/us-east-2 on spot takes 1h30m" in refusal(order(Caps(deadline=7200), ways=(*late, other)))
+
+
+def test_a_deadline_before_the_first_lease_ends_is_refused_whatever_is_known() -> None:
+    said = refusal(order(Caps(deadline=600)))
+    assert "the deadline of 10m is 5m shorter than set-up, one check and a save may take (15m)" in said
+    assert "--deadline 15m would do" in said
+    assert gate.admit(Account(), order(Caps(deadline=900)))
+    assert "deadline of 10m" in refusal(order(Caps(), Caps(deadline=600))), "the project's"
 
 
 def test_a_recorded_budget_stands_until_another_is_given() -> None:
