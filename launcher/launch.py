@@ -305,6 +305,11 @@ def write_job(
         "user": provenance.user_name(),
         "command": request.command,
     }
+    patches = {"provenance.patch": commit.patch}
+    if plan.source:  # the script's own repository is another than the project's
+        theirs = provenance.commit_of(plan.source.root)
+        facts |= {"cookbook_git_sha": theirs.sha, "cookbook_git_dirty": theirs.dirty}
+        patches["cookbook.patch"] = theirs.patch
     submitted = _task_of_run(plan, project, run.run_id)
     if names := secrets.of(plan.profile, plan.image, request.secrets):
         submitted["secrets"] = dict.fromkeys(names)
@@ -323,8 +328,9 @@ def write_job(
             }
         ),
     )
-    if commit.patch:
-        runs.write_text(folder / "provenance.patch", commit.patch)
+    for name, patch in patches.items():
+        if patch:
+            runs.write_text(folder / name, patch)
     runs.write_text(folder / "task.yaml", task.dump(submitted))
     return submitted
 

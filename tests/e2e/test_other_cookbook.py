@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
+
+import yaml
 
 from tests.e2e.conftest import make_project
 
@@ -12,6 +15,11 @@ PREP = "src/book/recipes/nano3/stage0_pretrain/config/data_prep"
 
 def test_a_stage_of_another_cookbook_runs(tmp_path: Path) -> None:
     project = make_project(tmp_path / "project", NEMO_SKY_RECIPES="../Nemotron")
+    words = tmp_path / "Nemotron" / PREP / "words.txt"
+    identity = ("-c", "user.name=Test", "-c", "user.email=test@example.com")
+    for command in (("init", "-q"), ("add", "-A"), (*identity, "commit", "-qm", "A cookbook")):
+        subprocess.run(["git", *command], cwd=tmp_path / "Nemotron", check=True)
+    words.write_text(words.read_text() + "\n")  # an edit that is not committed
     done = project.run("launch", "nano3", "data/prep/pretrain", "--cloud", "local", "shards=8")
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("{")]
     seen = json.loads(line)
@@ -25,3 +33,7 @@ def test_a_stage_of_another_cookbook_runs(tmp_path: Path) -> None:
         "shards": 8,
         "rows": 2000,
     }
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=words.parent, capture_output=True, text=True)
+    made_from = yaml.safe_load((run / "job" / "job.yaml").read_text())["provenance"]
+    assert (made_from["cookbook_git_sha"], made_from["cookbook_git_dirty"]) == (head.stdout.strip(), True)
+    assert "words.txt" in (run / "cookbook.patch").read_text()

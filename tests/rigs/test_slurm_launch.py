@@ -6,10 +6,12 @@ import json
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 import pytest
 
+from tests.e2e.conftest import make_project
 from tests.e2e.s3 import Gate
 from tests.rig import until
 from tests.rigs.launching import LONG, REACHED_S, SHORT, Launches, launching
@@ -149,6 +151,19 @@ def test_launcher_api_server_and_store_go_away(
     assert len(shown["attempt_list"]) == 1
     assert on.model(run_id)["metadata"]["final_loss"] == pytest.approx(whole["final_loss"], abs=1e-4)
     assert "holds no node" in on.project.run("down", run_id).stdout
+
+
+def test_through_a_remote_api_server(on: Launches, tmp_path: Path) -> None:
+    """A machine that has nothing of SkyPilot's but the server's address: the working directory and the run's
+    files are uploaded to it."""
+    on.project.run("queue")  # starts the rig's server
+    rigs = dict(on.project.env)
+    server = f"http://127.0.0.1:{rigs.pop('SKYPILOT_API_SERVER_LOCAL_PORT')}"
+    env = {**rigs, "HOME": str(tmp_path / "home"), "SKYPILOT_API_SERVER_ENDPOINT": server}
+    away = Launches(make_project(tmp_path / "project", **env), on.profile)
+    done = away.launch(*SHORT)
+    assert away.show(done["run_id"])["status"] == "SUCCEEDED"
+    assert not (tmp_path / "home" / ".sky" / "state.db").exists()
 
 
 def test_a_pipeline_runs_without_its_launcher(on: Launches) -> None:
