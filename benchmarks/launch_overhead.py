@@ -35,7 +35,8 @@ def bare_task(rig: SlurmRig, root: Path, folder: Path) -> Path:
     request = plan.Request(*STAGE, str(rig.profile), "smoke", OVERRIDES)
     (found,) = plan.plans(request, here, plan.select(request, here))
     ours = plan.to_task(found, here, job_dir="unused")
-    places = {"$NEMO_SKY_CHECKPOINTS": "/tmp/bare/checkpoints", "$NEMO_SKY_WORK": "/tmp/bare"}
+    work = folder / "bare"  # the rig's nodes see this machine's folders
+    places = {"$NEMO_SKY_CHECKPOINTS": f"{work}/checkpoints", "$NEMO_SKY_WORK": str(work)}
     text = config.dump_yaml(found.values)
     for token, place in places.items():
         text = text.replace(token, place)
@@ -43,8 +44,8 @@ def bare_task(rig: SlurmRig, root: Path, folder: Path) -> Path:
     script = here.show(found.spec.script_path)
     run = [
         *found.profile.activate.splitlines(),
-        "rm -rf /tmp/bare; mkdir -p /tmp/bare",
-        "export NEMO_SKY_METRICS=/tmp/bare/m.jsonl NEMO_SKY_METADATA=/tmp/bare/m.json PYTHONPATH=$PWD",
+        f"rm -rf {work}; mkdir {work}",
+        f"export NEMO_SKY_METRICS={work}/m.jsonl NEMO_SKY_METADATA={work}/m.json PYTHONPATH=$PWD",
         f"torchrun --nproc-per-node {found.spec.sky.procs_per_node} {script} --config ~/config.yaml",
     ]
     built = {**ours, "workdir": str(root), "file_mounts": {"~/config.yaml": str(folder / "config.yaml")}}
