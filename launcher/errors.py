@@ -3,7 +3,8 @@
     UserError            2   the request, a recipe, a config or a profile is wrong
     ├── Refused          3   the world is not ready: absent artifact, unreachable store or tracker
     ├── RunFailed        1   the job itself ran and failed
-    └── BudgetReached    5   the job stopped at its budget, with what it saved: no failure
+    ├── BudgetReached    5   the job stopped at its budget, with what it saved: no failure
+    └── DeadlineReached  5   likewise, at its deadline
 
 Library code raises these; the one handler in ``launcher.cli.main`` prints them and exits with
 ``exit_code``. Any other exception that reaches a user is a bug in nemo-sky.
@@ -44,6 +45,12 @@ class RunFailed(UserError):
     """The job started and failed; its last lines are in the message."""
 
     exit_code = 1
+
+
+class DeadlineReached(UserError):
+    """The job stopped in time for its deadline; it goes on from there when it is given a later one."""
+
+    exit_code = 5
 
 
 class BudgetReached(UserError):

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from launcher import config, inputs, pipeline, provenance, runs, secrets, task
 from launcher import preflight as checks
-from launcher.errors import BudgetReached, Refused, RunFailed, UserError
+from launcher.errors import BudgetReached, DeadlineReached, Refused, RunFailed, UserError
 from launcher.money import booking
 from launcher.plan import Plan, Request, awaited, pin, plans, select, to_task
 from launcher.project import Project
@@ -47,8 +47,8 @@ def launch(request: Request, project: Project, say: Say, log: Say) -> list[Outco
     """Run the requested stages in order, each from the artifact before.
 
     ``say`` takes lines about the launch, ``log`` the job's own lines. Raises UserError or Refused before
-    anything starts, RunFailed when a stage fails, BudgetReached when its money ends, KeyboardInterrupt after
-    stopping what it interrupted.
+    anything starts, RunFailed when a stage fails, BudgetReached or DeadlineReached when its money or time
+    ends, KeyboardInterrupt after stopping what it interrupted.
     """
     drafts = plans(request, project, select(request, project))
     store = open_store(project)
@@ -164,8 +164,9 @@ def run_stage(plan: Plan, request: Request, project: Project, store: Store, say:
 
 
 def follow(plan: Plan, run: runs.Run, project: Project, store: Store, say: Say, log: Say) -> Outcome:
-    """Follow a submitted run to its end, and say what it made. Raises RunFailed or BudgetReached when that is
-    nothing, KeyboardInterrupt after stopping it or leaving it be, as its backend has it."""
+    """Follow a submitted run to its end, and say what it made. Raises RunFailed, BudgetReached or
+    DeadlineReached when that is nothing, KeyboardInterrupt after stopping it or leaving it be, as its backend
+    has it."""
     from launcher import backends
     from launcher.lineage import sync
 
@@ -195,6 +196,11 @@ def follow(plan: Plan, run: runs.Run, project: Project, store: Store, say: Say, 
         raise BudgetReached(
             f"{plan.name} reached its budget: {state.reason or 'no reason was given'}",
             hint="the same command with more --budget goes on from its last checkpoint",
+        )
+    if state.status == "DEADLINE_REACHED":
+        raise DeadlineReached(
+            f"{plan.name} reached its deadline: {state.reason or 'no reason was given'}",
+            hint="the same command, with a deadline from now on or without, goes on from its last checkpoint",
         )
     if state.status != "SUCCEEDED":
         lines = "\n".join(f"    {line}" for line in last_words(state.tail))

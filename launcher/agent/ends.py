@@ -8,6 +8,7 @@
 73    a limit of the launch is reached: it was preempted too often
 75    interrupted: what could be saved is committed, the same run resumes there
 77    budget reached: likewise, once it is launched with more
+78    deadline reached: likewise, once it is launched with a later one
 """
 
 from __future__ import annotations
@@ -30,8 +31,10 @@ NO_STORE = 69
 LIMIT = 73
 INTERRUPTED = 75
 BUDGET = 77
+DEADLINE = 78
 
 BUDGET_REACHED = "budget reached"
+DEADLINE_REACHED = "deadline reached"
 
 START_RETRY_S = 60.0
 END_RETRY_S = 300.0
@@ -51,7 +54,7 @@ class Ended(Exception):
 
     @property
     def status(self) -> str:
-        return BUDGET_REACHED if self.code == BUDGET else "failed"
+        return {BUDGET: BUDGET_REACHED, DEADLINE: DEADLINE_REACHED}.get(self.code, "failed")
 
 
 class Interrupted(Exception):
@@ -64,7 +67,8 @@ class Interrupted(Exception):
 
 @dataclass(frozen=True)
 class Outcome:
-    """How an attempt ended: ``succeeded``, ``failed``, ``interrupted`` or ``budget reached``."""
+    """How an attempt ended: ``succeeded``, ``failed``, ``interrupted``, ``budget reached`` or
+    ``deadline reached``."""
 
     status: str
     code: int

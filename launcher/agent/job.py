@@ -27,11 +27,13 @@ _LIBRARIES = (
 @dataclass(frozen=True)
 class Terms:
     """What the launcher agreed with the ledger: the ``experiment`` whose account it is, the entry that is
-    reserved for the first attempt, and the run's lease. ``capped``: without the ledger it must not run."""
+    reserved for the first attempt, and the run's lease. ``capped``: without the ledger it must not run.
+    ``deadline``: when its nodes must be gone, in milliseconds since the epoch, None without one."""
 
     experiment: str | None = None
     reservation: str | None = None
     capped: bool = False
+    deadline: int | None = None
     lease: Lease = UNCAPPED_LEASE
 
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from launcher.agent.ends import BAD_OUTPUT, BUDGET, LIMIT, NO_INPUT, Ended
+from launcher.agent.ends import BAD_OUTPUT, BUDGET, DEADLINE, LIMIT, NO_INPUT, Ended
 from launcher.lineage.journal import Event
 
 # Trying again cannot help: only a change of the recipe, the config or the store does.
-FINAL = (BAD_OUTPUT, NO_INPUT, LIMIT, BUDGET)
+FINAL = (BAD_OUTPUT, NO_INPUT, LIMIT, BUDGET, DEADLINE)
 
 
 def check(earlier: Sequence[Sequence[Event]], submission: str | None, preemptions: int | None) -> None:

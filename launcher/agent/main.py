@@ -2,7 +2,7 @@
 
     node 0   claim the attempt, and its money -> gather the nodes -> inputs, config -> restore
              -> run the command; meanwhile journal metrics, commit checkpoints, show all in MLflow, and
-                stop in time when the budget ends
+                stop in time when the budget ends or the deadline comes
              -> commit the last checkpoint -> publish the output -> end
     others   join the attempt -> inputs, config -> restore -> run the command (or a Ray worker)
              -> upload their part of every checkpoint until node 0 says that it is done

@@ -1,9 +1,11 @@
-"""Keeps the attempt within its budget, with the launcher and everybody else dead.
+"""Keeps the attempt within its budget and its deadline, with the launcher and everybody else dead.
 
 At every check the lease of the attempt in the ledger is renewed (``launcher.money.lease``). When the caps
 grant less than the next interval needs, the trainer is asked to save and the attempt ends as ``budget
 reached``, in time for what is granted. When the ledger cannot be asked, a capped attempt goes on only as far
 as it was granted before. What still runs when its lease is over ends there and then.
+
+A deadline needs no ledger: the trainer is asked to save in time for the nodes to be gone by then.
 
 An attempt without a cap is written down alike, but no trouble with the ledger stops it.
 """
@@ -21,6 +23,8 @@ from pathlib import Path
 from launcher.agent.ends import (
     BUDGET,
     BUDGET_REACHED,
+    DEADLINE,
+    DEADLINE_REACHED,
     INTERRUPTED,
     NO_STORE,
     START_RETRY_S,
@@ -43,6 +47,7 @@ from launcher.money.ledger import account_name, now_ms, open_ledger
 
 _LEAST_WAIT_S = 2.0  # for one call to the ledger, however short the interval
 _POLL_S = 1.0
+_LOOK_MS = 60_000  # a machine that sleeps, or whose clock is set, is not late by more
 _SHARED = ("local", "fake", "kubernetes", "slurm", "ssh")  # an uptime there is not of our instance
 
 
@@ -55,17 +60,24 @@ class Purse:
         self._name = account_name(job.run_id, job.money.experiment)
         self._lease = job.money.lease
         self._capped = job.money.capped
+        self._deadline = job.money.deadline
         self._entry: Entry | None = None
         self._before = 0
         self._trouble = Once()
         self._ending, self._closing = threading.Event(), threading.Event()
+        self._asking = threading.Lock()
         self._thread = threading.Thread(target=self._watch, name="purse", daemon=True)
 
     def open(self) -> None:
         """Take over what the launcher reserved, or reserve anew after a recovery; then watch over it.
 
-        Raises Ended when the budget does not allow another attempt, or the ledger fails under a cap.
+        Raises Ended when the budget or the deadline does not allow another attempt, or the ledger fails
+        under a cap.
         """
+        if self._deadline is not None and now_ms() >= self._lease.stop_at(self._deadline):
+            raise Ended(DEADLINE, f"{DEADLINE_REACHED} before the attempt began")
+        if self._deadline is not None:
+            threading.Thread(target=self._watch_deadline, name="deadline", daemon=True).start()
         try:
             self._use(insist(lambda: self._ledger.change(self._name, self._begin), START_RETRY_S))
         except StoreError as error:
@@ -176,16 +188,33 @@ class Purse:
             wait_ms = self._lease.check // 2
             if self._capped:
                 wait_ms = min(wait_ms, stop_at - now)
-        left = self._lease.dead_at(until) - now_ms()
-        if self._closing.wait(max(left, 0) / 1000 if self._capped else None):
+        self._end_by(self._lease.dead_at(until) if self._capped else None, why)
+
+    def _watch_deadline(self) -> None:
+        """Stop when the deadline leaves no more than a save and the teardown."""
+        assert self._deadline is not None
+        stop_at = self._lease.stop_at(self._deadline)
+        while (left := stop_at - now_ms()) > 0:
+            if self._ending.wait(min(left, _LOOK_MS) / 1000):
+                return
+        why = Outcome(DEADLINE_REACHED, DEADLINE, DEADLINE_REACHED)
+        self._ask(why)
+        self._end_by(self._lease.dead_at(self._deadline), why)
+
+    def _end_by(self, dead_at: int | None, why: Outcome) -> None:
+        """Wait for the attempt to be over. What still runs at ``dead_at`` ends there and then."""
+        if self._closing.wait(None if dead_at is None else max(dead_at - now_ms(), 0) / 1000):
             return
         say(f"{why.reason}, and the time to save is over")
         with contextlib.suppress(StoreError, TimeoutError, Closed):
-            self._settle()
+            if self._entry:
+                self._settle()
         os._exit(why.code)  # the command's guard ends what is left
 
     def _ask(self, why: Outcome) -> None:
-        """Ask every node to save."""
+        """Ask every node to save, once: a second signal would kill what saves."""
+        if not self._asking.acquire(blocking=False):
+            return
         with contextlib.suppress(StoreError, TimeoutError):
             facts = {"status": why.status, "code": why.code, "reason": why.reason}
             within(_LEAST_WAIT_S, lambda: self._attempt.write("stop.json", facts))

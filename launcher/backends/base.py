@@ -30,7 +30,7 @@ class Attempt:
 @dataclass(frozen=True)
 class State:
     """What became of a run: a status of ``ACTIVE``, or SUCCEEDED, FAILED, INTERRUPTED, CANCELLED,
-    BUDGET_REACHED, LOST.
+    BUDGET_REACHED, DEADLINE_REACHED, LOST.
 
     LOST means that the run says it is active but nobody runs it. ``pid`` and ``pid_start`` (clock ticks
     after boot) name who does on this machine. ``tail`` holds the last lines of what failed first. Of a run

@@ -26,6 +26,8 @@ POLL_S = 1.0
 GONE_S = 120.0  # a request that was posted is in SkyPilot's lists by then
 TAIL = 40
 _AGAIN = 200  # lines remembered, so that a log taken up again is not shown twice
+# How an attempt ends at a cap, in its journal and as a status. To SkyPilot it failed.
+CAPS = {"budget reached": "BUDGET_REACHED", "deadline reached": "DEADLINE_REACHED"}
 
 
 @dataclass(frozen=True)
@@ -195,7 +197,7 @@ def _without_a_job(run_dir: Path, ticket: Ticket) -> State:
         return State("PENDING", reason="it was being handed to SkyPilot when the launcher ended")
     if (end := _journal_end(run_dir)) and end["ts"] > ticket.submitted_at:
         known = {"succeeded": "SUCCEEDED", "failed": "FAILED", "cancelled": "CANCELLED"}
-        known["budget reached"] = "BUDGET_REACHED"
+        known |= CAPS
         state = State(known.get(end["status"], "INTERRUPTED"), reason=end.get("reason") or None)
         return _finish(run_dir, ticket, state)
     return State("LOST", reason="its nodes are gone: preempted, brought down, or their time was up")
@@ -210,8 +212,8 @@ def _finish(run_dir: Path, ticket: Ticket, state: State) -> State:
     if lines or not log.exists():
         runs.write_text(log, "".join(f"{line}\n" for line in lines))
     end = _journal_end(run_dir) if state.status == "FAILED" else None
-    if end and end["ts"] > ticket.submitted_at and end["status"] == "budget reached":
-        state = replace(state, status="BUDGET_REACHED", reason=end.get("reason"))
+    if end and end["ts"] > ticket.submitted_at and end["status"] in CAPS:
+        state = replace(state, status=CAPS[end["status"]], reason=end.get("reason"))
     ended = replace(state, tail=tuple(lines[-TAIL:]))
     runs.write_text(run_dir / "state.json", ended.to_json())
     return ended

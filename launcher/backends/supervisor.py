@@ -36,6 +36,7 @@ FAILURE_GRACE_S = 30.0  # for the other nodes when one failed: without it they c
 TAIL_LINES = 120  # torchrun alone ends a failure with some forty
 INTERRUPTED = 75  # the agent's exit code after a SIGTERM: saved, to be resumed
 BUDGET = 77  # the agent's exit code when the budget ended: saved, to be resumed with more
+DEADLINE = 78  # likewise, when its deadline came
 _SIGNALS = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 
 
@@ -181,6 +182,8 @@ def supervise(recorder: Recorder, task: Mapping[str, Any], lock: int) -> None:
         recorder.update("INTERRUPTED", codes, reason=f"{node}was told to stop", tail=tail)
     elif codes[first] == BUDGET:
         recorder.update("BUDGET_REACHED", codes, reason=f"{node}stopped at its budget", tail=tail)
+    elif codes[first] == DEADLINE:
+        recorder.update("DEADLINE_REACHED", codes, reason=f"{node}stopped at its deadline", tail=tail)
     else:
         recorder.update("FAILED", codes, reason=node + describe(codes[first]), tail=tail)
 

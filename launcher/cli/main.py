@@ -27,7 +27,7 @@ from launcher.cli import (
     version,
 )
 from launcher.cli.common import Context, ProjectOption, RecipesOption
-from launcher.errors import BudgetReached, UserError
+from launcher.errors import BudgetReached, DeadlineReached, UserError
 
 app = typer.Typer(
     name="nemo-sky",
@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         app(args=words[:cut], obj=context, prog_name="nemo-sky")
     except UserError as error:
-        word = "stopped" if isinstance(error, BudgetReached) else "error"
+        word = "stopped" if isinstance(error, (BudgetReached, DeadlineReached)) else "error"
         print(f"{word}: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:

@@ -55,7 +55,7 @@ _DIGEST_LENGTH = 36
 _CUT = " ...[cut]"
 
 _STATUS = {"succeeded": "FINISHED", "failed": "FAILED", "interrupted": "KILLED", "cancelled": "KILLED",
-           "budget reached": "KILLED"}  # fmt: skip
+           "budget reached": "KILLED", "deadline reached": "KILLED"}  # fmt: skip
 # Where MLflow's own UI looks for what a run's provenance says.
 _OWN_TAGS = {"git_sha": "mlflow.source.git.commit", "user": "mlflow.user", "command": "mlflow.source.name"}
 

@@ -34,19 +34,26 @@ TEARDOWN_S = {"local": 0.0, "fake": 0.0, "sky": 300.0}
 
 @dataclass(frozen=True)
 class Booking:
-    """What a launch has reserved: an entry of the account ``name``."""
+    """What a launch has reserved: an entry of the account ``name``. ``deadline``: when its nodes must be
+    gone, in milliseconds since the epoch."""
 
     name: str
     entry: Entry
     experiment: str | None
     capped: bool
     lease: Lease
+    deadline: int | None = None
 
     @property
     def job(self) -> dict[str, Any]:
         """What job.yaml tells the agent."""
         price = self.entry.price
-        terms = {"experiment": self.experiment, "reservation": self.entry.key, "capped": self.capped}
+        terms = {
+            "experiment": self.experiment,
+            "reservation": self.entry.key,
+            "capped": self.capped,
+            "deadline": self.deadline,
+        }
         return {
             "price_per_hour": None if price is None else price / MICROS,
             "money": {**terms, "lease": asdict(self.lease)},
@@ -108,7 +115,8 @@ def book(
     for line in [*_said(before, held, run.run_id), *_foreseen(order)]:
         say(f"  {line}")
     lease = _lease(plan, project, task)
-    return Booking(name, order.entry, run.experiment, bool(held.caps(run.run_id)), lease)
+    end = None if order.deadline is None else order.entry.launched + round(1000 * order.deadline)
+    return Booking(name, order.entry, run.experiment, bool(held.caps(run.run_id)), lease, end)
 
 
 def withdraw(store: Store, booking: Booking) -> None:
