@@ -15,7 +15,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is needed; set PYTHON=... to name another 3.11+"; exit 1; }
 	[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable ".[sky,tiny,dev]" --constraint constraints.txt
+	$(BIN)/python -m pip install --quiet --editable ".[sky,tiny,sweep,dev]" --constraint constraints.txt
 	@touch $(STAMP)
 
 demo: setup

@@ -27,6 +27,7 @@ from launcher.project import Project
 if TYPE_CHECKING:
     from launcher.artifacts.manifest import Manifest
     from launcher.artifacts.store import Store
+    from launcher.backends import State
 
 Say = Callable[[str], None]
 TAIL_LINES = 15
@@ -80,7 +81,7 @@ def dry_run(request: Request, project: Project, say: Say) -> list[tuple[Plan, ta
         except Refused as missing:
             say(f"{draft.name}: a launch would be refused: {missing.message}")
         run_id = runs.new_id(plan.spec.family, plan.spec.stage)
-        result.append((plan, _task_of_run(plan, project, run_id)))
+        result.append((plan, task_of_run(plan, project, run_id)))
     return result
 
 
@@ -97,12 +98,12 @@ def preflight(request: Request, project: Project, drafts: Sequence[Plan], store:
         raise UserError("--resume names a run of one stage; without it, `all` resumes what is unfinished")
     for draft in drafts:
         checks.require(checks.of_plan(draft, project, request.secrets), request.force)
-        submitted = _task_of_run(draft, project, draft.name)
+        submitted = task_of_run(draft, project, draft.name)
         booking.check(draft, request, project, submitted)
         checks.require(checks.quotas(submitted), request.force)
     checks.require(checks.of_project(project, store), request.force)
     beginning = begin_anew(drafts, request, project, store)
-    tasks = [_task_of_run(draft, project, draft.name) for draft in beginning]
+    tasks = [task_of_run(draft, project, draft.name) for draft in beginning]
     booking.foresee(list(zip(beginning, tasks, strict=True)), request, project, store)
     for profile in {draft.profile.infra: draft.profile for draft in drafts}.values():
         checks.require(checks.of_place(profile), request.force)
@@ -138,7 +139,7 @@ def run_stage(plan: Plan, request: Request, project: Project, store: Store, say:
             say(f"  already made by {made_by}: {done.uri} (--force makes it again)")
             return Outcome(plan, "skipped", made_by, 0.0, done)
         run = begin_or_resume(plan, request, project, say)
-        wanted = _task_of_run(plan, project, run.run_id)
+        wanted = task_of_run(plan, project, run.run_id)
         booked = booking.book(plan, run, request, project, store, wanted, say)
         runs.save(project.runs, run)
         submitted = write_job(plan, run, project, request, booked)
@@ -188,9 +189,8 @@ def follow(plan: Plan, run: runs.Run, project: Project, store: Store, say: Say, 
         raise
     sync.sync_run(store, project.tracking, run.run_id)
 
-    state = backend.status(folder)
-    backend.down(folder)
-    if receipt := booking.settle(store, run, state):
+    state, receipt = finish(run, project, store)
+    if receipt:
         say(f"  {receipt}")
     if state.status == "BUDGET_REACHED":
         raise BudgetReached(
@@ -210,6 +210,18 @@ def follow(plan: Plan, run: runs.Run, project: Project, store: Store, say: Say, 
         )
     seconds = (datetime.now(UTC) - started).total_seconds()
     return Outcome(plan, "made", run.run_id, seconds, output_of(store, plan.output, run.run_id))
+
+
+def finish(run: runs.Run, project: Project, store: Store) -> tuple[State, str | None]:
+    """A run has ended: release its nodes and settle its money. Returns how it ended, and its receipt in a
+    line. May be repeated."""
+    from launcher import backends
+
+    folder = runs.directory(project.runs, run.run_id)
+    backend = backends.get(run.backend)
+    state = backend.status(folder)
+    backend.down(folder)
+    return state, booking.settle(store, run, state)
 
 
 def come_back(run_id: str) -> str:
@@ -243,6 +255,8 @@ def begin_or_resume(plan: Plan, request: Request, project: Project, say: Say) ->
             home = f"experiment {earlier.experiment}" if earlier.experiment else "no experiment"
             raise UserError(f"--resume {earlier.run_id}: that run is of {home}, and stays there")
         candidates = [earlier]
+    elif trial := request.trial:
+        candidates = [run for run in runs.every(project.runs) if run.run_id == trial.run_id]
     elif not request.force:
         candidates = [
             run
@@ -266,7 +280,7 @@ def begin_or_resume(plan: Plan, request: Request, project: Project, say: Say) ->
 def new_run(plan: Plan, request: Request, project: Project) -> runs.Run:
     """The record of a run that begins; its fingerprint is empty while an input is still to be made."""
     return runs.Run(
-        run_id=runs.new_id(plan.spec.family, plan.spec.stage),
+        run_id=request.trial.run_id if request.trial else runs.new_id(plan.spec.family, plan.spec.stage),
         family=plan.spec.family,
         stage=plan.spec.stage,
         config=plan.config_name,
@@ -310,13 +324,14 @@ def write_job(
         "git_dirty": commit.dirty,
         "user": provenance.user_name(),
         "command": request.command,
+        **({"sweep": request.trial.sweep, "trial": request.trial.number} if request.trial else {}),
     }
     patches = {"provenance.patch": commit.patch}
     if plan.source:  # the script's own repository is another than the project's
         theirs = provenance.commit_of(plan.source.root)
         facts |= {"cookbook_git_sha": theirs.sha, "cookbook_git_dirty": theirs.dirty}
         patches["cookbook.patch"] = theirs.patch
-    submitted = _task_of_run(plan, project, run.run_id)
+    submitted = task_of_run(plan, project, run.run_id)
     if names := secrets.of(plan.profile, plan.image, request.secrets):
         submitted["secrets"] = dict.fromkeys(names)
     runs.write_text(folder / "job" / "train.yaml", config.dump_yaml(plan.values))
@@ -357,7 +372,7 @@ def output_of(store: Store, name: str | None, run_id: str) -> Manifest | None:
     return registry.made_with(store, name, "run_id", run_id) if name else None
 
 
-def _task_of_run(plan: Plan, project: Project, run_id: str) -> task.Task:
+def task_of_run(plan: Plan, project: Project, run_id: str) -> task.Task:
     """Its files travel by a file mount of the run's own, so that concurrent launches never race."""
     submitted = to_task(
         plan,

@@ -27,6 +27,16 @@ SIZE_KEYS = ("run.nodes", "run.gpus_per_node", "run.accelerator")
 
 
 @dataclass(frozen=True)
+class Trial:
+    """Which trial of which sweep a launch is. ``run_id`` names its run before there is one, so that a sweep
+    that was killed finds it again."""
+
+    sweep: str
+    number: int
+    run_id: str
+
+
+@dataclass(frozen=True)
 class Request:
     """What a user asked for, as typed. ``first`` and ``last`` bound the stages of ``all``.
 
@@ -56,6 +66,7 @@ class Request:
     detach: bool = False
     command: str = "nemo-sky launch"
     draft: bool = False
+    trial: Trial | None = None
 
 
 @dataclass(frozen=True)

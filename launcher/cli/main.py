@@ -24,6 +24,7 @@ from launcher.cli import (
     render,
     runs,
     simulate,
+    sweep,
     version,
 )
 from launcher.cli.common import Context, ProjectOption, RecipesOption
@@ -39,6 +40,7 @@ app = typer.Typer(
 )
 app.command("launch")(launch.launch)
 app.command("plan")(plan.plan)
+app.command("sweep")(sweep.sweep)
 app.command("render")(render.render)
 app.command("check")(check.check)
 app.command("doctor")(doctor.doctor)

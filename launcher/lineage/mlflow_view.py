@@ -1,6 +1,6 @@
 """What MLflow shows of a run: its journal's events, each applied once.
 
-    experiment FAMILY
+    experiment FAMILY, or the NAME of --experiment or of a sweep
     └── run RUN_ID                 parameters, metrics, system metrics, inputs, outputs, provenance
         ├── attempt 1              where it ran, its price, cost and end
         └── attempt 2
@@ -22,6 +22,7 @@ from launcher.artifacts.manifest import Manifest
 from launcher.artifacts.store import Store
 from launcher.artifacts.uri import SCHEME, parse_ref
 from launcher.errors import UserError
+from launcher.lineage import mlflow_sweeps
 from launcher.lineage.journal import Event
 from launcher.lineage.mlflow_artifacts import (
     RUN_TAG,
@@ -142,7 +143,11 @@ def _open(client: Any, tracking: str, run_id: str, started: Event, look_up: Look
     attempt = int(started["attempt"])
     begun = _milliseconds(started["ts"])
     own = {"mlflow.user": str(about["user"])} if about.get("user") else {}
-    run = find_run(client, run_id) or _make(client, home, begun, run_id, {RUN_TAG: run_id, **own})
+    run = find_run(client, run_id)
+    if run is None:
+        name = about.get("sweep")
+        of = {"mlflow.parentRunId": mlflow_sweeps.parent(client, home, str(name), begun, own)} if name else {}
+        run = _make(client, home, begun, run_id, {RUN_TAG: run_id, **of, **own})
     child = _child(client, home, run_id, attempt) or _make(
         client,
         home,

@@ -1,4 +1,4 @@
-"""Charts of simulations and plans. matplotlib is imported only here, and only when a chart is asked for."""
+"""Charts of simulations, plans and sweeps. matplotlib is imported only here, and only when one is drawn."""
 
 from __future__ import annotations
 
@@ -80,6 +80,34 @@ def costs(rows: Sequence[dict[str, Any]], path: Path, title: str = "") -> None:
     axes.set_title(title)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(fontsize=7, frameon=False, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.18))
+    _save(figure, path)
+
+
+def sweep(result: Mapping[str, Any], path: Path) -> None:
+    """What each trial of a sweep measured against what the sweep had spent by its end, and the best so far.
+
+    ``result`` as ``nemo-sky sweep --json`` prints it. Raises UserError for a name that is not .png or .svg,
+    Refused without matplotlib.
+    """
+    pyplot = _pyplot(path)
+    figure, axes = pyplot.subplots(figsize=(7.5, 4.0))
+    rows = [r for r in result["rows"] if r["value"] is not None and r["spent_usd"] is not None]
+    for status, face in (("complete", COLOURS["nemo-sky"]), ("stopped", "none")):
+        here = [row for row in rows if row["status"] == status]
+        xs, ys = [row["spent_usd"] for row in here], [row["value"] for row in here]
+        axes.scatter(xs, ys, s=26, facecolors=face, edgecolors=COLOURS["nemo-sky"], label=status, zorder=3)
+    pick = min if result["direction"] == "minimize" else max
+    done = sorted((r for r in rows if r["status"] == "complete"), key=lambda row: row["spent_usd"])
+    if done:
+        best = [pick(row["value"] for row in done[: n + 1]) for n in range(len(done))]
+        xs = [*(row["spent_usd"] for row in done), result["spent_usd"]]
+        axes.step(xs, [*best, best[-1]], where="post", color="#5f6368", linewidth=1.0, label="best so far")
+    axes.set_xlabel("spent by the sweep, $")
+    axes.set_ylabel(result["metric"])
+    axes.set_xlim(left=0)
+    axes.set_title(result["name"])
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(fontsize=7, frameon=False)
     _save(figure, path)
 
 

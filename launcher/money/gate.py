@@ -29,6 +29,10 @@ from launcher.money.ledger import Ledger, account_name
 ESTIMATE = "it is an estimate: `--work TIME` says how long it works in all, --force goes on in spite of it"
 
 
+class TooDear(Refused):
+    """The caps leave less than the launch needs; what other runs give back may make room for it."""
+
+
 @dataclass(frozen=True)
 class Way:
     """One place and market that can do what is left of the work: ``hours`` from the launch to the end and
@@ -189,7 +193,7 @@ def book(ledger: Ledger, order: Order) -> Account:
     return ledger.change(name, lambda account: admit(account, order))
 
 
-def _lease_too_dear(short: Short, order: Order) -> Refused:
+def _lease_too_dear(short: Short, order: Order) -> TooDear:
     """The refusal of a launch whose first lease does not fit, with the nearest that would be let in."""
     left, nodes, ways = short.cap - short.committed, order.entry.nodes, []
     if (fewer := min(left * nodes // short.needed, nodes - 1)) > 0:
@@ -199,10 +203,10 @@ def _lease_too_dear(short: Short, order: Order) -> Refused:
         if on_spot <= left:
             ways.append(f"on spot it needs {money(on_spot)}")
     ways.append(f"{_flag(short)} {_enough(short)} would do")
-    return Refused(f"{short.message} (the first lease: set-up, one check, a save)", hint="; ".join(ways))
+    return TooDear(f"{short.message} (the first lease: set-up, one check, a save)", hint="; ".join(ways))
 
 
-def _too_dear(short: Short, expected: Expected, best: Way) -> Refused:
+def _too_dear(short: Short, expected: Expected, best: Way) -> TooDear:
     """The refusal of a launch that is expected to cost too much, with what would fit."""
     left = short.cap - short.committed
     ways = [f"{_flag(short)} {_enough(short)} would do"]
@@ -212,7 +216,7 @@ def _too_dear(short: Short, expected: Expected, best: Way) -> Refused:
         takes = format_duration(other.hours * 3600)
         late = "" if other.in_time else f", and needs --deadline {enough_duration(other.hours * 3600)}"
         ways.append(f"{other.where} costs {money(other.cost)} and takes {takes}{late}")
-    return Refused(
+    return TooDear(
         f"{short.message} (what is left of the work, where it costs least: "
         f"{format_duration(best.hours * 3600)} at {best.where}; {best.source})",
         hint="; ".join([*ways, ESTIMATE]),
