@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher import config, inputs, pipeline, provenance, runs, secrets, task
+from launcher import config, inputs, pipeline, provenance, runs, secrets, strategy, task
 from launcher import preflight as checks
 from launcher.errors import BudgetReached, DeadlineReached, Refused, RunFailed, UserError
 from launcher.money import booking
@@ -140,9 +140,10 @@ def run_stage(plan: Plan, request: Request, project: Project, store: Store, say:
             return Outcome(plan, "skipped", made_by, 0.0, done)
         run = begin_or_resume(plan, request, project, say)
         wanted = task_of_run(plan, project, run.run_id)
+        ours = strategy.is_ours(plan, say)
         booked = booking.book(plan, run, request, project, store, wanted, say)
         runs.save(project.runs, run)
-        submitted = write_job(plan, run, project, request, booked)
+        submitted = write_job(plan, run, project, request, booked, ours)
         folder = runs.directory(project.runs, run.run_id)
         backend = backends.get(run.backend)
         hidden = secrets.of(plan.profile, plan.image, request.secrets)
@@ -309,11 +310,17 @@ def _is_of(run: runs.Run, plan: Plan, project: Project) -> bool:
 
 
 def write_job(
-    plan: Plan, run: runs.Run, project: Project, request: Request, booked: booking.Booking | None
+    plan: Plan,
+    run: runs.Run,
+    project: Project,
+    request: Request,
+    booked: booking.Booking | None,
+    ours: bool = False,
 ) -> task.Task:
     """Write the run's own files and return the task that names them. Never a secret: those are variables.
 
-    ``booked`` is None for a run that nothing caps and whose agent itself enters it in the ledger.
+    ``booked`` is None for a run that nothing caps and whose agent itself enters it in the ledger; ``ours``
+    says that our own strategy recovers it.
     """
     folder = runs.directory(project.runs, run.run_id)
     commit = provenance.commit_of(project.root)
@@ -332,6 +339,9 @@ def write_job(
         facts |= {"cookbook_git_sha": theirs.sha, "cookbook_git_dirty": theirs.dirty}
         patches["cookbook.patch"] = theirs.patch
     submitted = task_of_run(plan, project, run.run_id)
+    if ours and booked:
+        recovery = strategy.job_recovery(submitted, plan, request, project, booked)
+        submitted["resources"]["job_recovery"] = recovery
     if names := secrets.of(plan.profile, plan.image, request.secrets):
         submitted["secrets"] = dict.fromkeys(names)
     runs.write_text(folder / "job" / "train.yaml", config.dump_yaml(plan.values))

@@ -96,7 +96,8 @@ class Purse:
         if self._entry is None or self._entry.price is None:
             return clock
         before = Spent(clock.before.hours, self._before / MICROS)
-        return replace(clock, began=self._entry.launched / 1000, before=before)
+        price = self._entry.price / MICROS
+        return replace(clock, began=self._entry.launched / 1000, before=before, price_per_hour=price)
 
     def close(self) -> None:
         """The attempt is over; the entry ends now."""
@@ -122,9 +123,10 @@ class Purse:
         return self._entry.key
 
     def _begin(self, held: Account) -> Account:
-        """The account once this attempt has its entry: the launcher's, unless an attempt had it already."""
+        """The account once this attempt has its entry: what the launcher, or the recovery strategy after it,
+        has reserved, unless an attempt had it already."""
         job, number, now = self._job, self._attempt.number, now_ms()
-        key = job.money.reservation or ""
+        key = accounts.free(held, job.run_id, now) or job.money.reservation or ""
         own = f"{job.run_id}/attempt-{number}"
         if own in held.entries:
             return held  # the reply was lost

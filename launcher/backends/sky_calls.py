@@ -109,6 +109,44 @@ def enabled_clouds(cloud: str | None) -> list[str]:
     return sorted(found)
 
 
+def plugins() -> dict[str, str]:
+    """The plugins that the API server has loaded, their versions by name. Starts no server."""
+    with calls():
+        from sky.server import common
+
+        reply = common.make_authenticated_request("GET", "/api/plugins", retry=False, timeout=10)
+        reply.raise_for_status()
+        found = reply.json()["plugins"]
+    return {str(item["name"]): str(item.get("version") or "") for item in found if item.get("name")}
+
+
+def is_local() -> bool:
+    """Whether the API server is one of this machine."""
+    with calls():
+        from sky.server import common
+
+        return bool(common.is_api_server_local())
+
+
+def is_consolidated() -> bool:
+    """Whether this machine's configuration runs managed jobs inside the API server."""
+    with calls():
+        from sky import skypilot_config
+
+        return bool(skypilot_config.get_nested(("jobs", "controller", "consolidation_mode"), False))
+
+
+def active_managed_jobs() -> list[str]:
+    """The names of the managed jobs that have not ended."""
+    with calls() as sky:
+        try:
+            fields = ["job_id", "job_name", "status"]
+            records, *_ = sky.get(sky.jobs.queue_v2(refresh=False, skip_finished=True, fields=fields))
+        except sky.exceptions.ClusterNotUpError:
+            return []
+    return sorted({str(record["job_name"]) for record in records})
+
+
 def _plain_names(clouds: Iterable[object]) -> set[str]:
     return {str(cloud).split("/")[0].lower() for cloud in clouds}
 

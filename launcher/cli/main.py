@@ -20,6 +20,7 @@ from launcher.cli import (
     launch,
     lineage,
     plan,
+    plugin,
     recipes,
     render,
     runs,
@@ -49,6 +50,7 @@ app.add_typer(recipes.app, name="recipes")
 app.add_typer(artifacts.app, name="artifacts")
 app.add_typer(lineage.app, name="lineage")
 app.add_typer(runs.app, name="runs")
+app.add_typer(plugin.app, name="plugin")
 app.command("queue")(runs.queue)
 app.command("down")(runs.down)
 app.command("cost")(cost.cost)

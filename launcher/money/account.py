@@ -228,6 +228,12 @@ def settle(account: Account, key: str, ended: int) -> Account:
     return _with(account, replace(entry, ended=max(ended, entry.launched, entry.ended or 0)))
 
 
+def free(account: Account, run: str, now: int) -> str | None:
+    """The run's newest reservation that no agent has taken over yet; None when there is none."""
+    found = [entry for entry in account.of(run) if entry.attempt is None and entry.is_open(now)]
+    return found[-1].key if found else None
+
+
 def supersede(account: Account, run: str, now: int) -> Account:
     """The run's next attempt begins: those before it are gone, at the latest at the end of their leases."""
     for entry in account.of(run):

@@ -1,0 +1,147 @@
+"""One decision of the strategy, in a process of its own: ``python -m launcher.skyplugin.decide``.
+
+    stdin    {terms, spot {zone: place}, on_demand place or null, nodes, event or null, running or null}
+             a place is {price, cloud, region, zone}, its price in $/h for all nodes
+    stdout   {do: launch | keep | wait | stop, place, why, step}      step: newest committed checkpoint
+
+So neither NumPy nor boto3 nor a store that hangs is in SkyPilot's controller, which serves all jobs, and
+the store is opened with the job's own credentials. What was seen so far is ``runs/RUN/recovery.json`` in the
+store: a controller that is started again goes on from there. A launch is reserved in the ledger before it is
+answered, at the price of its place; the agent takes that reservation over.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from launcher.artifacts import checkpoints
+from launcher.artifacts.store import Store, open_store
+from launcher.errors import UserError
+from launcher.lineage import sync
+from launcher.money import account as accounts
+from launcher.money import recovery
+from launcher.money.account import MICROS, About, Account, Entry, Short
+from launcher.money.lease import Lease
+from launcher.money.ledger import Ledger, account_name, open_ledger
+from launcher.money.policy import ON_DEMAND, Keep, Launch, Wait
+from launcher.money.recovery import Event, Here, Terms
+from launcher.skyplugin.names import REACHED
+
+_KEPT = 500  # events
+
+
+def terms_of(values: Mapping[str, Any]) -> Terms:
+    """The terms as they were written into ``job_recovery``."""
+    return Terms(**{**values, "lease": Lease(**values["lease"])})
+
+
+def decide(asked: Mapping[str, Any], now: float) -> dict[str, Any]:
+    """Carry out one question at ``now`` (seconds since the epoch). Raises StoreError."""
+    terms = terms_of(asked["terms"])
+    store = open_store(terms.artifacts, terms.s3_endpoint)
+    events = _remember(store, terms.run, asked["event"], now)
+    ledger, name = open_ledger(store), account_name(terms.run, terms.experiment)
+    held = ledger.read(name)
+    running = asked["running"]
+    if running is None:
+        held = accounts.supersede(held, terms.run, round(now * 1000))
+    left = held.left(terms.run)
+    on_demand = asked["on_demand"]
+    here = Here(
+        spot={zone: place["price"] for zone, place in asked["spot"].items()},
+        on_demand=on_demand["price"] if on_demand else None,
+        place=running,
+        since=max((event.at for event in events if event.what == "launched"), default=now),
+        work=None if terms.work is None else max(terms.work - _done(store, terms.run), 0.0),
+        spent=held.committed(terms.run) / MICROS,
+        room=None if left is None else left / MICROS,
+    )
+    decision, why = recovery.choose(terms, here, events, now)
+    if isinstance(decision, Launch):
+        place = on_demand if decision.place == ON_DEMAND else asked["spot"][decision.place]
+        try:
+            if running is None:
+                _reserve(ledger, name, terms, decision.place, place, asked, now)
+        except Short as short:
+            return {"do": "stop", "place": None, "why": f"{REACHED}: {short.message}", "step": None}
+        return {"do": "launch", "place": decision.place, "why": why, "step": _step(store, terms.run)}
+    if isinstance(decision, (Keep, Wait)):
+        word = type(decision).__name__.lower()
+        return {"do": word, "place": None, "why": why, "step": _step(store, terms.run)}
+    return {"do": "stop", "place": None, "why": f"{decision.reason}: {why}", "step": None}
+
+
+def _remember(store: Store, run: str, event: Mapping[str, Any] | None, now: float) -> list[Event]:
+    """What was seen of the market in this run, with ``event`` added."""
+    key = f"runs/{run}/recovery.json"
+    data = store.get_bytes(key)
+    events = [Event(**item) for item in json.loads(data)] if data else []
+    if event:
+        events = [*events, Event(now, event["place"], event["what"])][-_KEPT:]
+        store.put_bytes(key, json.dumps([asdict(item) for item in events]).encode())
+    return events
+
+
+def _done(store: Store, run: str) -> float:
+    """Seconds of work that are safe: of each attempt, from its start to its last committed checkpoint."""
+    done = 0.0
+    for events in sync.attempts(store, run):
+        saved = [event["ts"] for event in events if event["type"] == "checkpoint"]
+        done += max(saved[-1] - events[0]["ts"], 0.0) if saved else 0.0
+    return done
+
+
+def _step(store: Store, run: str) -> int | None:
+    newest = checkpoints.newest(store, run)
+    return newest.step if newest else None
+
+
+def _reserve(
+    ledger: Ledger,
+    name: str,
+    terms: Terms,
+    where: str,
+    place: Mapping[str, Any],
+    asked: Mapping[str, Any],
+    now: float,
+) -> None:
+    """Reserve the launch's first lease, in place of whatever the run held before. Raises Short."""
+    at = round(now * 1000)
+    on_demand = asked["on_demand"]
+    price = place["price"] if terms.price is None else terms.price
+    entry = Entry(
+        f"{terms.run}/{uuid.uuid4().hex[:8]}",
+        terms.run,
+        round(price * MICROS),
+        at,
+        terms.lease.first(at),
+        nodes=asked["nodes"],
+        market="on-demand" if where == ON_DEMAND else "spot",
+        cloud=place["cloud"],
+        region=place["region"],
+        zone=place["zone"],
+        on_demand=round(on_demand["price"] * MICROS) if on_demand else None,
+    )
+
+    def step(held: Account) -> Account:
+        about = held.runs.get(terms.run) or About("unknown", "unknown", "unknown", "unknown")
+        return accounts.reserve(accounts.supersede(held, terms.run, at), entry, about)
+
+    ledger.change(name, step)
+
+
+def main() -> None:
+    try:
+        print(json.dumps(decide(json.load(sys.stdin), time.time())))
+    except UserError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

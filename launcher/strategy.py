@@ -1,0 +1,81 @@
+"""Which recovery strategy a managed job gets: ours where the API server has the plugin, else SkyPilot's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from launcher.errors import Refused
+from launcher.skyplugin.names import KEY, NAME, STRATEGY
+
+if TYPE_CHECKING:
+    from launcher.money.booking import Booking
+    from launcher.plan import Plan, Request
+    from launcher.project import Project
+
+LOST = (
+    "market and zone do not follow prices, deadline and budget, and a run on spot-first does not "
+    "go back from on-demand to spot (docs/recovery.md)"
+)
+
+
+def is_ours(plan: Plan, say: Callable[[str], None]) -> bool:
+    """Whether our strategy is to recover the run: it is on spot, and the API server has the plugin. Says
+    what is lost where it has not."""
+    spot = plan.profile.spot or plan.profile.spot_first
+    if plan.profile.backend != "sky" or not plan.managed or not spot or plan.spec.sky.spot is False:
+        return False
+    from launcher.backends import sky_calls
+
+    try:
+        found = sky_calls.plugins()
+    except Refused as error:
+        found, why = {}, error.message
+    else:
+        why = "the API server has no nemo-sky plugin"
+    if NAME in found:
+        return True
+    if other := next((name for name in found if name.startswith(NAME)), None):
+        why = f"the API server's plugin is {other}"
+    say(f"  recovered by SkyPilot's FAILOVER ({why}): {LOST}")
+    say("  `nemo-sky plugin install` adds our strategy to an API server on this machine")
+    return False
+
+
+def job_recovery(
+    task: Mapping[str, Any], plan: Plan, request: Request, project: Project, booked: Booking
+) -> dict[str, Any]:
+    """SkyPilot's ``job_recovery`` for our strategy; see ``launcher.money.recovery.Terms``."""
+    from launcher.money import estimate
+
+    began = booked.entry.launched / 1000
+    seconds = request.caps.deadline or project.money.defaults.deadline
+    work = None
+    if seconds is not None:
+        past = () if request.work else estimate.past_of(project, plan.name, plan.config_name)
+        asked = estimate.work_of(plan.values, hours=request.work, past=past)
+        high = estimate.estimate(asked, *_gpus(task), plan.nodes).high
+        work = None if high is None else high * 3600
+    price = plan.profile.price_per_hour
+    terms = {
+        "run": booked.entry.run,
+        "artifacts": plan.job["artifacts"],
+        "s3_endpoint": plan.job["s3_endpoint"],
+        "began": began,
+        "lease": asdict(booked.lease),
+        "experiment": booked.experiment,
+        "capped": booked.capped,
+        "price": None if price is None else price * plan.nodes,
+        "deadline": None if seconds is None else began + seconds,
+        "work": work,
+    }
+    kept = {key: value for key, value in task["resources"]["job_recovery"].items() if key != "strategy"}
+    return {"strategy": STRATEGY, **kept, KEY: terms}
+
+
+def _gpus(task: Mapping[str, Any]) -> tuple[str | None, int]:
+    from launcher.money.want import want_of
+
+    want = want_of(task)[0]
+    return (want.gpus[0] if want.count else None), want.count
