@@ -189,7 +189,9 @@ class Door:
         if path.startswith(ORDERS):
             body = self._body(environ)
             answer = self._cloud.order(path.removeprefix(ORDERS), json.loads(body or b"{}"))
-            return _reply(start, "200 OK", "application/json", json.dumps(answer))
+            reply = _reply(start, "200 OK", "application/json", json.dumps(answer))
+            # A body after HEAD is an error to aiohttp, and the network "down" to SkyPilot's controller.
+            return [] if environ["REQUEST_METHOD"] == "HEAD" else reply
         if environ["REQUEST_METHOD"] == "POST" and "urlencoded" in environ.get("CONTENT_TYPE", ""):
             body = self._body(environ)
             zone = run_instances_zone(body)
