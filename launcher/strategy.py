@@ -47,14 +47,13 @@ def job_recovery(
     task: Mapping[str, Any], plan: Plan, request: Request, project: Project, booked: Booking
 ) -> dict[str, Any]:
     """SkyPilot's ``job_recovery`` for our strategy; see ``launcher.money.recovery.Terms``."""
-    from launcher.money import estimate
+    from launcher.money import estimate, expect
 
     began = booked.entry.launched / 1000
     seconds = request.caps.deadline or project.money.defaults.deadline
     work = None
     if seconds is not None:
-        past = () if request.work else estimate.past_of(project, plan.name, plan.config_name)
-        asked = estimate.work_of(plan.values, hours=request.work, past=past)
+        asked = expect.work_left(plan, project, request.work, None)
         high = estimate.estimate(asked, *_gpus(task), plan.nodes).high
         work = None if high is None else high * 3600
     price = plan.profile.price_per_hour

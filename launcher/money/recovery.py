@@ -23,8 +23,8 @@ from launcher.money.policy import ON_DEMAND, Decision, Job, Keep, Launch, Memory
 
 DOUBLINGS = 5
 """A zone is left alone at most 2^5 times as long as after its first failure."""
-PLAN_TICKS = 1200
-"""A plan has at most so many ticks: 60 h in steps of three minutes."""
+PLAN_TICKS = 360
+"""A plan has at most so many ticks (60 h in steps of ten minutes): solving one takes a second or two."""
 FAILED = ("refused", "lost")
 
 

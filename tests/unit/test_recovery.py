@@ -1,0 +1,135 @@
+"""Where a preempted job goes on: what is believed of zones, what is chosen, and that the caps hold."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from launcher.money import recovery
+from launcher.money.lease import Lease
+from launcher.money.policy import ON_DEMAND, Keep, Launch, Stop, Wait
+from launcher.money.recovery import Event, Here, Terms
+
+LEASE = Lease(setup=600_000, check=60_000, save=60_000, teardown=60_000)
+SPOT = {"a1": 10.0, "a2": 11.0, "b1": 30.0}
+HOUR = 3600.0
+
+
+def terms(**changed: Any) -> Terms:
+    return Terms(**{"run": "r", "artifacts": "/a", "began": 0.0, "lease": LEASE, **changed})
+
+
+def decided(here: Here, *events: Event, now: float = 5000.0, **changed: Any) -> object:
+    return recovery.choose(terms(**changed), here, events, now)[0]
+
+
+def test_the_cheapest_zone_first_and_not_the_one_just_lost() -> None:
+    assert decided(Here(SPOT, None)) == Launch("a1")
+    lost = Event(4900, "a1", "lost")
+    assert decided(Here(SPOT, None), lost) == Launch("a2")
+    assert decided(Here(SPOT, None), lost, now=4900 + 599) == Launch("a2")
+    assert decided(Here(SPOT, None), lost, now=4900 + 600) == Launch("a1")
+
+
+def test_a_zone_that_fails_again_is_left_alone_twice_as_long() -> None:
+    events = [Event(0, "a1", "refused"), Event(600, "a1", "refused")]
+    up = {offer.zone: offer.up for offer in recovery.offers(SPOT, events, 1799, 600)[0]}
+    assert up == {"a1": False, "a2": True, "b1": True}
+    assert recovery.offers(SPOT, events, 1800, 600)[0][0].up
+    worked = [*events, Event(2000, "a1", "launched"), Event(9000, "a1", "lost")]
+    assert not recovery.offers(SPOT, worked, 9599, 600)[0][0].up
+    assert recovery.offers(SPOT, worked, 9600, 600)[0][0].up
+
+
+def test_spot_alone_waits_and_spot_first_goes_on_demand_and_back() -> None:
+    all_down = [Event(4900, zone, "refused") for zone in SPOT]
+    assert decided(Here(SPOT, None), *all_down) == Wait()
+    assert decided(Here(SPOT, 40.0), *all_down) == Launch(ON_DEMAND)
+    there = Here(SPOT, 40.0, place=ON_DEMAND)
+    assert decided(there, *all_down) == Keep()
+    assert decided(there, *all_down, now=5500.0) == Launch("a1")
+
+
+def test_a_spot_stay_is_kept_without_a_deadline() -> None:
+    assert decided(Here(SPOT, 40.0, place="b1")) == Keep()
+    assert decided(Here({}, 40.0)) == Launch(ON_DEMAND)
+
+
+@pytest.mark.parametrize(("room", "expected"), [(2.17, Launch("a1")), (2.16, Stop("budget reached"))])
+def test_no_launch_whose_first_lease_cannot_be_paid(room: float, expected: object) -> None:
+    # 780 s at $10/h.
+    assert decided(Here(SPOT, 40.0, room=room), capped=True) == expected
+
+
+def test_a_dearer_place_than_the_budget_pays_for_is_waited_out() -> None:
+    down = [Event(4900, zone, "refused") for zone in ("a1", "a2")]
+    assert decided(Here(SPOT, 40.0, room=3.0), *down, capped=True) == Wait()
+    assert decided(Here(SPOT, 40.0, room=7.0), *down, capped=True) == Launch("b1")
+
+
+def test_the_deadline_goes_through_the_spot_policy() -> None:
+    ample = terms(deadline=12 * HOUR, work=4 * HOUR)
+    tight = terms(deadline=4.5 * HOUR, work=4 * HOUR)
+    here = Here(SPOT, 40.0, work=4 * HOUR)
+    assert recovery.choose(ample, here, [], 60.0)[0] == Launch("a1")
+    decision, why = recovery.choose(tight, here, [], 1200.0)
+    assert decision == Launch(ON_DEMAND)
+    assert "4.00 h of work" in why
+    late = recovery.choose(tight, here, [], 2 * HOUR)
+    assert late[0] == Launch(ON_DEMAND)
+    assert "can hardly be met" in late[1]
+    assert recovery.choose(tight, here, [], 5 * HOUR)[0] == Stop("deadline")
+    running = Here(SPOT, 40.0, work=HOUR, place="a1")
+    assert recovery.choose(tight, running, [], 5 * HOUR)[0] == Keep()
+
+
+EVENTS = st.lists(
+    st.builds(
+        Event,
+        st.floats(0, 9000),
+        st.sampled_from([*SPOT, ON_DEMAND]),
+        st.sampled_from(["launched", "refused", "lost", "left"]),
+    ),
+    max_size=12,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    events=EVENTS,
+    room=st.none() | st.floats(0, 40),
+    place=st.sampled_from([None, *SPOT, ON_DEMAND]),
+    on_demand=st.none() | st.just(40.0),
+    deadline=st.none() | st.floats(2, 30),
+    work=st.none() | st.floats(0, 4),
+    now=st.floats(9000, 30000),
+)
+def test_whatever_happened_only_what_is_offered_and_paid_is_launched(
+    events: list[Event],
+    room: float | None,
+    place: str | None,
+    on_demand: float | None,
+    deadline: float | None,
+    work: float | None,
+    now: float,
+) -> None:
+    asked = terms(
+        capped=room is not None,
+        deadline=None if deadline is None else deadline * HOUR,
+        work=None if work is None else 4 * HOUR,
+    )
+    here = Here(SPOT, on_demand, place, 0.0, None if work is None else work * HOUR, 5.0, room)
+    decision, why = recovery.choose(asked, here, events, now)
+    assert why
+    if isinstance(decision, Launch):
+        price = on_demand if decision.place == ON_DEMAND else SPOT[decision.place]
+        assert price is not None
+        assert room is None or recovery.first_cost(price, LEASE) <= room
+        assert decision.place != place
+    if isinstance(decision, Stop):
+        assert place is None
+    if isinstance(decision, Keep):
+        assert place is not None

@@ -1,0 +1,99 @@
+"""The plugin's line in SkyPilot's file, and one decision of the strategy with a real store and ledger."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher.artifacts.store import open_store
+from launcher.errors import UserError
+from launcher.money import account as accounts
+from launcher.money.account import MICROS, About
+from launcher.money.lease import Lease
+from launcher.money.ledger import account_name, open_ledger
+from launcher.skyplugin import files
+from launcher.skyplugin.decide import decide
+
+LEASE = Lease(setup=600_000, check=60_000, save=60_000, teardown=60_000)
+NOW = 1_000_000.0
+ABOUT = About("tiny", "pretrain", "me", "aws")
+
+
+def test_the_plugin_is_listed_once_and_others_stay(tmp_path: Path) -> None:
+    file = tmp_path / ".sky" / "plugins.yaml"
+    assert files.add(file)
+    assert not files.add(file)
+    assert files.is_listed(file)
+    assert files.remove(file)
+    assert not file.exists()
+    file.write_text("controller_wheel_path: /w\nplugins:\n- class: other.Plugin\n  parameters: {a: 1}\n")
+    before = file.read_text()
+    assert files.add(file)
+    assert "other.Plugin" in file.read_text()
+    assert files.remove(file)
+    assert not files.remove(file)
+    assert files._read(file) == {
+        "controller_wheel_path": "/w",
+        "plugins": [{"class": "other.Plugin", "parameters": {"a": 1}}],
+    }
+    assert before
+
+
+@pytest.mark.parametrize("text", ["[", "- a\n", "plugins: {a: b}\n", "plugins: [1]\n", "3"])
+def test_a_file_that_is_none_is_refused_and_kept(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "plugins.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError, match=r"plugins\.yaml"):
+        files.add(file)
+    assert file.read_text() == text
+
+
+def question(root: Path, **changed: Any) -> dict[str, Any]:
+    place = {"cloud": "aws", "region": "us-east-1"}
+    spot = {zone: {"price": price, "zone": zone, **place} for zone, price in (("a1", 10.0), ("a2", 11.0))}
+    terms = {"run": "r", "artifacts": str(root), "began": NOW, "lease": asdict(LEASE), "capped": True}
+    asked = {"terms": terms, "spot": spot, "on_demand": None, "nodes": 2, "event": None, "running": None}
+    return {**asked, **changed}
+
+
+def with_budget(root: Path, dollars: float) -> None:
+    def step(held: accounts.Account) -> accounts.Account:
+        held = accounts.replace(held, runs={"r": ABOUT})
+        return accounts.set_budget(held, "r", round(dollars * MICROS), "me", 0)
+
+    open_ledger(open_store(str(root))).change(account_name("r", None), step)
+
+
+def test_a_launch_is_reserved_before_it_is_answered_and_the_budget_ends_the_job(tmp_path: Path) -> None:
+    with_budget(tmp_path, 4.0)
+    ledger, name = open_ledger(open_store(str(tmp_path))), account_name("r", None)
+    assert decide(question(tmp_path), NOW)["place"] == "a1"
+    (entry,) = ledger.read(name).of("r")
+    assert (entry.market, entry.zone, entry.nodes, entry.price) == ("spot", "a1", 2, 10 * MICROS)
+    assert accounts.free(ledger.read(name), "r", round(NOW * 1000)) == entry.key
+
+    lost = {"place": "a1", "what": "lost"}
+    again = decide(question(tmp_path, event=lost), NOW + 300)
+    assert (again["do"], again["place"]) == ("launch", "a2")
+    held = ledger.read(name)
+    assert [entry.zone for entry in held.of("r")] == ["a1", "a2"]
+    assert held.of("r")[0].ended == round((NOW + 300) * 1000)
+
+    ended = decide(question(tmp_path, event={"place": "a2", "what": "lost"}), NOW + 900)
+    assert ended["do"] == "stop"
+    assert ended["why"].startswith("budget reached: $")
+    assert ledger.read(name).committed("r") <= 4 * MICROS
+    seen = json.loads((tmp_path / "runs/r/recovery.json").read_text())
+    assert [(event["place"], event["what"]) for event in seen] == [("a1", "lost"), ("a2", "lost")]
+
+
+def test_a_look_at_the_market_reserves_nothing(tmp_path: Path) -> None:
+    with_budget(tmp_path, 4.0)
+    on_demand = {"price": 40.0, "zone": None, "cloud": "aws", "region": "us-east-1"}
+    looked = decide(question(tmp_path, on_demand=on_demand, running="on-demand"), NOW)
+    assert (looked["do"], looked["place"], looked["step"]) == ("launch", "a1", None)
+    assert open_ledger(open_store(str(tmp_path))).read(account_name("r", None)).of("r") == []
