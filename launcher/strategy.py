@@ -49,10 +49,8 @@ def job_recovery(
     """SkyPilot's ``job_recovery`` for our strategy; see ``launcher.money.recovery.Terms``."""
     from launcher.money import estimate, expect
 
-    began = booked.entry.launched / 1000
-    seconds = request.caps.deadline or project.money.defaults.deadline
     work = None
-    if seconds is not None:
+    if booked.deadline is not None:
         asked = expect.work_left(plan, project, request.work, None)
         high = estimate.estimate(asked, *_gpus(task), plan.nodes).high
         work = None if high is None else high * 3600
@@ -61,12 +59,12 @@ def job_recovery(
         "run": booked.entry.run,
         "artifacts": plan.job["artifacts"],
         "s3_endpoint": plan.job["s3_endpoint"],
-        "began": began,
+        "began": booked.entry.launched / 1000,
         "lease": asdict(booked.lease),
         "experiment": booked.experiment,
         "capped": booked.capped,
         "price": None if price is None else price * plan.nodes,
-        "deadline": None if seconds is None else began + seconds,
+        "deadline": None if booked.deadline is None else booked.deadline / 1000,
         "work": work,
     }
     kept = {key: value for key, value in task["resources"]["job_recovery"].items() if key != "strategy"}

@@ -20,7 +20,6 @@ from launcher import runs
 from launcher.backends import sky_calls
 from launcher.backends.base import ACTIVE, State
 from launcher.errors import Refused
-from launcher.skyplugin.names import REACHED
 
 OUTLIVES_LAUNCHER = True
 POLL_S = 1.0
@@ -215,10 +214,10 @@ def _finish(run_dir: Path, ticket: Ticket, state: State) -> State:
     end = _journal_end(run_dir) if state.status == "FAILED" else None
     if end and end["ts"] > ticket.submitted_at and end["status"] in CAPS:
         state = replace(state, status=CAPS[end["status"]], reason=end.get("reason"))
-    elif state.status == "FAILED" and f"{REACHED}: " in (state.reason or ""):
-        state = replace(state, status="BUDGET_REACHED")  # our strategy did not recover it
-    elif state.status == "FAILED" and "deadline: " in (state.reason or ""):
-        state = replace(state, status="DEADLINE_REACHED")
+    elif state.status == "FAILED":  # unless our strategy did not recover it
+        why = state.reason or ""
+        known = next((status for words, status in CAPS.items() if f"{words}: " in why), "FAILED")
+        state = replace(state, status=known)
     ended = replace(state, tail=tuple(lines[-TAIL:]))
     runs.write_text(run_dir / "state.json", ended.to_json())
     return ended

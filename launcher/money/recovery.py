@@ -104,7 +104,7 @@ def choose(terms: Terms, here: Here, events: Sequence[Event], now: float) -> tup
     to move there, Wait to leave and hold nothing; a running stay is never stopped."""
     if here.place is None:
         if terms.deadline is not None and now >= terms.deadline:
-            return Stop("deadline"), "the deadline has passed"
+            return Stop("deadline reached"), "the deadline has passed"
         if not any(_pays(terms, here, place) for place in (*here.spot, ON_DEMAND)):
             return Stop("budget reached"), _too_little(terms, here)
     market, memory = offers(here.spot, events, now, terms.lease.setup / 1000)

@@ -81,7 +81,7 @@ def test_the_deadline_goes_through_the_spot_policy() -> None:
     late = recovery.choose(tight, here, [], 2 * HOUR)
     assert late[0] == Launch(ON_DEMAND)
     assert "can hardly be met" in late[1]
-    assert recovery.choose(tight, here, [], 5 * HOUR)[0] == Stop("deadline")
+    assert recovery.choose(tight, here, [], 5 * HOUR)[0] == Stop("deadline reached")
     running = Here(SPOT, 40.0, work=HOUR, place="a1")
     assert recovery.choose(tight, running, [], 5 * HOUR)[0] == Keep()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ def question(root: Path, **changed: Any) -> dict[str, Any]:
 
 def with_budget(root: Path, dollars: float) -> None:
     def step(held: accounts.Account) -> accounts.Account:
-        held = accounts.replace(held, runs={"r": ABOUT})
+        held = replace(held, runs={"r": ABOUT})
         return accounts.set_budget(held, "r", round(dollars * MICROS), "me", 0)
 
     open_ledger(open_store(str(root))).change(account_name("r", None), step)
