@@ -126,12 +126,13 @@ def attempt_facts(events: list[dict[str, Any]]) -> dict[str, Any]:
     return facts
 
 
-def settle(project: Project, run: runs.Run) -> None:
-    """The run has just ended: what it reserved in the ledger and did not use is free again."""
+def settle(project: Project, run: runs.Run) -> str | None:
+    """The run has just ended: what it reserved in the ledger and did not use is free again. Returns its
+    receipt in a line, if there is one."""
     from launcher.money import booking
 
     state = backends.get(run.backend).status(runs.directory(project.runs, run.run_id))
-    booking.settle(_store(run, project), run, state)
+    return booking.settle(_store(run, project), run, state)
 
 
 def sync(project: Project, run: runs.Run) -> None:

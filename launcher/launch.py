@@ -184,7 +184,8 @@ def follow(plan: Plan, run: runs.Run, project: Project, store: Store, say: Say, 
             raise
         say(f"  stopping {run.run_id} ...")
         backend.cancel(folder)
-        booking.settle(store, run, backend.status(folder))
+        if receipt := booking.settle(store, run, backend.status(folder)):
+            say(f"  {receipt}")
         sync.sync_run(store, project.tracking, run.run_id)
         say("  stopped; the same command resumes it at its last checkpoint")
         raise

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from launcher.cli.common import Context, JsonOption, ProjectOption, print_json, print_table
-from launcher.errors import UserError
+from launcher.errors import UserError, did_you_mean
 
 
 def cost(
@@ -26,23 +27,41 @@ def cost(
     since: Annotated[
         str | None, typer.Option("--since", metavar="TIME", help="Only of the last 30d, 36h, ...")
     ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option("--html", metavar="FILE", help="Write a report of the run or experiment, one file."),
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE", help="Draw cost over time, as .png or .svg.")
+    ] = None,
     project: ProjectOption = None,
     json: JsonOption = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print the rows as CSV.")] = False,
 ) -> None:
     """Show what runs cost, attempt by attempt or in groups, and what was wasted."""
+    from launcher import runs
     from launcher.launch import open_store
-    from launcher.money import receipts
+    from launcher.money import receipts, story
     from launcher.money.amounts import parse_duration
     from launcher.money.ledger import account_name, now_ms, open_ledger
 
     known: Context = context.obj
     known.no_script_args()
+    if html and not (run or experiment):
+        raise UserError(
+            "--html tells of one run or experiment: which?", hint="add --experiment NAME or a RUN"
+        )
     store = open_store(known.project(project))
     ledger = open_ledger(store)
     start = now_ms() - round(1000 * parse_duration(since)) if since else 0
     found = receipts.lines(ledger, start)
     if experiment:
+        names = {line.experiment for line in found if line.experiment}
+        if experiment not in names:
+            raise UserError(
+                f"no experiment {experiment!r} in the ledger{did_you_mean(experiment, names)}",
+                hint="`nemo-sky cost --by experiment` lists them",
+            )
         found = [line for line in found if line.experiment == experiment]
     if run:
         ids = {line.entry.run for line in found if line.entry.run.startswith(run)}
@@ -52,10 +71,21 @@ def cost(
         found = [line for line in found if line.entry.run in ids]
     facts: dict[str, Any] = receipts.totals(found)
     if run or experiment:
-        name = account_name(found[0].entry.run, found[0].experiment) if found else f"experiments/{experiment}"
+        name = account_name(found[0].entry.run, found[0].experiment)
         facts |= receipts.caps_of(ledger.read(name), found[0].entry.run if run else None)
         facts |= receipts.waste(store, found)
-    rows = receipts.by_group(found, by.split(",")) if by else receipts.attempts(found, now_ms())
+    now = now_ms()
+    rows = receipts.by_group(found, by.split(",")) if by else receipts.attempts(found, now)
+    title = f"experiment {experiment}" if experiment else f"run {found[0].entry.run}" if run else "all runs"
+    if plot:
+        from launcher.money import charts
+
+        charts.spending(story.spending(found), plot, title, facts.get("budget_usd"))
+    if html:
+        from launcher.money import page
+
+        stays = story.stays(store, found, now)
+        runs.write_text(html, page.page(title, stays, facts, receipts.attempts(found, now), now))
     if json:
         print_json({"total": facts, "rows": rows})
     elif as_csv:

@@ -104,7 +104,8 @@ def cancel(
     before = backend.status(folder)
     if before.active:
         backend.cancel(folder)
-        history.settle(found, record)
+        if receipt := history.settle(found, record):
+            say(receipt)
         history.sync(found, record)
     after = backend.status(folder)
     if json:
@@ -178,6 +179,8 @@ def down(
         folder = runs.directory(found.runs, record.run_id)
         if backend.status(folder).active:
             backend.cancel(folder)
+            if receipt := history.settle(found, record):
+                say(receipt)
             history.sync(found, record)
         backend.down(folder)
         print(f"{record.run_id} is {backend.status(folder).status.lower()} and holds no node")

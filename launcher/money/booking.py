@@ -128,29 +128,48 @@ def withdraw(store: Store, booking: Booking) -> None:
 def settle(store: Store, run: Run, state: State) -> str | None:
     """The run has ended and holds no node: its newest attempt ended when the backend says, else now.
 
-    Returns the receipt in a line; None for a run that costs nothing or nobody knows what.
+    Returns the receipt in a line; None for a run that the ledger does not know.
     """
     ends = [attempt.ended_at for attempt in state.attempts[-1:] if attempt.ended_at]
     ended = round(datetime.fromisoformat(ends[0]).timestamp() * 1000) if ends else now_ms()
     name = account_name(run.run_id, run.experiment)
     held = open_ledger(store).change(name, lambda held: accounts.settle_run(held, run.run_id, ended))
-    entries, cost = held.of(run.run_id), held.committed(run.run_id)
-    if not cost:
+    return _receipt(store, held, run.run_id)
+
+
+def _receipt(store: Store, held: Account, run_id: str) -> str | None:
+    from launcher.money import receipts
+
+    found = [receipts.Line(entry, held.runs[run_id], held.experiment) for entry in held.of(run_id)]
+    if not found:
         return None
-    hours = sum(entry.end - entry.launched for entry in entries) / accounts.HOUR_MS
-    count = f"{len(entries)} attempt{'s' if len(entries) > 1 else ''}"
-    budget = held.budget_of(run.run_id)
+    total = receipts.totals(found)
+    count = f"{len(found)} attempt{'s' if len(found) > 1 else ''}, {total['hours']:.2f} h"
+    more = f"(`nemo-sky cost {run_id}`)"
+    if total["unknown_price"]:
+        return f"cost: unknown, for nobody gave a price, {count} {more}"
+    budget = held.budget_of(run_id)
     of = "" if budget is None else f" of {money(budget)}"
-    return f"cost: {money(cost)}{of}, {count}, {hours:.2f} h (`nemo-sky cost {run.run_id}`)"
+    parts = [f"cost: {money(held.committed(run_id))}{of}", count]
+    facts = {**total, **receipts.waste(store, found)}
+    for words, key in (("saved", "saved_usd"), ("set-up", "setup_usd"), ("lost work", "lost_work_usd")):
+        if value := facts[key]:
+            parts.append(f"{words} {money(round(value * MICROS))}")
+    return f"{', '.join(parts)} {more}"
 
 
-def price_of(plan: Plan, task: Task, capped: bool) -> int | None:
-    """Micro-dollars per hour for all nodes, None when unknown. Under a cap: of the dearest place to which
-    SkyPilot may take the task, so that the cap holds wherever that is."""
+def prices_of(plan: Plan, task: Task, capped: bool) -> tuple[int | None, int | None]:
+    """Micro-dollars per hour for all nodes, and what the same place costs on-demand; None when unknown.
+    Under a cap: of the dearest place to which SkyPilot may take the task, so that the cap holds wherever that
+    is."""
     from launcher.money import offers
 
-    price = offers.price_of(plan.profile, task, highest=capped)
-    return None if price is None else round(price * MICROS)
+    price, on_demand = offers.prices_of(plan.profile, task, highest=capped)
+    return _micros(price), _micros(on_demand)
+
+
+def _micros(dollars: float | None) -> int | None:
+    return None if dollars is None else round(dollars * MICROS)
 
 
 def is_capped(request: Request, project: Project) -> bool:
@@ -166,10 +185,11 @@ def _order(
     now, profile = now_ms(), plan.profile
     cloud, region, zone = [*(profile.infra or profile.backend).split("/"), None, None][:3]
     spot = plan.spec.sky.spot is not False and profile.spot
+    price, on_demand = prices_of(plan, task, capped)
     entry = Entry(
         f"{run_id}/{uuid.uuid4().hex[:8]}",
         run_id,
-        price_of(plan, task, capped),
+        price,
         now,
         _lease(plan, project, task).first(now),
         nodes=plan.nodes,
@@ -177,6 +197,7 @@ def _order(
         cloud=cloud,
         region=region,
         zone=zone,
+        on_demand=on_demand,
     )
     about = About(plan.spec.family, plan.spec.stage, provenance.user_name(), profile.name)
     return gate.Order(entry, about, request.caps, caps.unsaid(project.money))

@@ -1,8 +1,9 @@
-"""Charts of simulations, plans and sweeps. matplotlib is imported only here, and only when one is drawn."""
+"""Charts of simulations, plans, sweeps, receipts. matplotlib is imported only here, when one is drawn."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,32 @@ def plan(rows: Sequence[Mapping[str, Any]], path: Path, title: str = "") -> None
     axes.set_title(title)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    _save(figure, path)
+
+
+def spending(
+    points: Sequence[tuple[int, int]], path: Path, title: str = "", budget: float | None = None
+) -> None:
+    """What was spent over time: (milliseconds since the epoch, micro-dollars), and the budget in dollars.
+
+    Raises UserError for a name that is not .png or .svg and where nothing has a price, Refused without
+    matplotlib.
+    """
+    pyplot = _pyplot(path)
+    if not points:
+        raise UserError("no attempt has a price: there is nothing to draw")
+    figure, axes = pyplot.subplots(figsize=(7.5, 3.8))
+    axes.plot(
+        [datetime.fromtimestamp(at / 1000, UTC) for at, _ in points], [cost / 1e6 for _, cost in points]
+    )
+    if budget is not None:
+        axes.axhline(budget, color="#e45756", linewidth=0.8, linestyle="--")
+    axes.set_xlabel("time, UTC")
+    axes.set_ylabel("spent, $")
+    axes.set_ylim(bottom=0)
+    axes.set_title(title)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.autofmt_xdate()
     _save(figure, path)
 
 

@@ -166,23 +166,36 @@ def price_of(
 
         hourly = offers.price_of(plan.profile, task)    # None: refuse, or ask for price_per_hour
     """
+    return prices_of(profile, task, root, highest=highest)[0]
+
+
+def prices_of(
+    profile: Profile, task: Mapping[str, Any], root: Path | None = None, *, highest: bool = False
+) -> tuple[float | None, float | None]:
+    """What ``price_of`` says, and what the same nodes cost on-demand in that very place; None is unknown."""
     if profile.price_per_hour is not None:
-        return round(profile.price_per_hour * int(task.get("num_nodes") or 1), DIGITS)
+        price = round(profile.price_per_hour * int(task.get("num_nodes") or 1), DIGITS)
+        return price, None if profile.spot or profile.spot_first else price
     if profile.backend == "local" or (profile.infra or "").split("/")[0].lower() in places.OWN:
-        return None
-    totals: list[float] = []
+        return None, None
+    totals: list[tuple[float, str, str, Want]] = []
     for want in want_of(task):
         try:
             found = find(want, root)
         except Refused:
             continue
         totals += [
-            paid
+            (paid, offer.place, offer.instance, want)
             for offer in found.offers
             for market in want.markets
             if offer.ask is None and not offer.floor and (paid := offer.total(market)) is not None
         ]
-    return (max if highest else min)(totals, default=None)
+    if not totals:
+        return None, None
+    price, place, instance, want = (max if highest else min)(totals, key=lambda item: item[:3])
+    both = find(replace(want, markets=MARKETS), root).offers
+    same = (offer for offer in both if (offer.place, offer.instance) == (place, instance))
+    return price, next((offer.total("on-demand") for offer in same), None)
 
 
 def _lowest(offer: Offer, market: Market | None) -> float | None:

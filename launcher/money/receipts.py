@@ -50,19 +50,26 @@ def lines(ledger: Ledger, since: int = 0) -> list[Line]:
 
 
 def totals(found: Iterable[Line]) -> dict[str, Any]:
-    """Attempts, hours and dollars of all. ``saved_usd`` is against on-demand, where that price is known."""
+    """Attempts, hours and dollars of all. ``saved_usd`` is against the same hours on-demand, at the launch's
+    price of that place, over the attempts where it is known; None where it never is."""
     entries = [line.entry for line in found]
     known = [entry for entry in entries if entry.price is not None]
-    against = [entry for entry in known if entry.on_demand is not None]
-    saved = sum(charge(entry.on_demand or 0, entry.end - entry.launched) - entry.cost for entry in against)
+    saved = [amount for entry in entries if (amount := saved_by(entry)) is not None]
     return {
         "runs": len({entry.run for entry in entries}),
         "attempts": len(entries),
         "hours": round(sum(entry.end - entry.launched for entry in entries) / HOUR_MS, 4),
         "cost_usd": sum(entry.cost for entry in known) / MICROS if known or not entries else None,
         "unknown_price": len(entries) - len(known),
-        "saved_usd": saved / MICROS if against else None,
+        "saved_usd": sum(saved) / MICROS if saved else None,
     }
+
+
+def saved_by(entry: Entry) -> int | None:
+    """Micro-dollars that the attempt saved against on-demand; None where a price is unknown."""
+    if entry.price is None or entry.on_demand is None:
+        return None
+    return charge(entry.on_demand, entry.end - entry.launched) - entry.cost
 
 
 def by_group(found: Sequence[Line], by: Sequence[str]) -> list[dict[str, Any]]:
@@ -96,6 +103,8 @@ def attempts(found: Iterable[Line], now: int) -> list[dict[str, Any]]:
             "hours": round((line.entry.end - line.entry.launched) / HOUR_MS, 4),
             "price_per_hour": None if line.entry.price is None else line.entry.price / MICROS,
             "cost_usd": None if line.entry.price is None else line.entry.cost / MICROS,
+            "on_demand_per_hour": None if line.entry.on_demand is None else line.entry.on_demand / MICROS,
+            "saved_usd": None if (saved := saved_by(line.entry)) is None else saved / MICROS,
             "state": _state(line.entry, now),
         }
         for line in found
@@ -114,9 +123,12 @@ def caps_of(held: Account, run: str | None) -> dict[str, Any]:
 
 def waste(store: Store, found: Sequence[Line]) -> dict[str, Any]:
     """Dollars that bought no progress: set-up, and work after the last checkpoint of an attempt that was
-    lost; and what a billion tokens cost, where the trainer says how many it did. From the journals."""
+    lost; and what a billion tokens cost, where the trainer says how many it did. From the journals. All are
+    None where an attempt has no price."""
     from launcher.lineage import sync
 
+    if any(line.entry.price is None for line in found):
+        return {"setup_usd": None, "lost_work_usd": None, "usd_per_billion_tokens": None}
     setup = lost = 0
     tokens = 0.0
     for run in dict.fromkeys(line.entry.run for line in found):

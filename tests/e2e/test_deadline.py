@@ -103,7 +103,10 @@ def test_a_deadline_ends_it_with_a_checkpoint_and_the_rest_goes_on(place: Path) 
     assert "expected: unknown (no earlier run of this config" in ended.stderr, (
         "nobody knows, and that is said"
     )
+    receipt = re.search(r"cost: \$(\S+) of \$60.00, 1 attempt, \S+ h, set-up \$\S+ ", ended.stderr)
+    assert receipt, ended.stderr
     facts = shown(place)
+    assert parse_dollars(receipt[1]) == pytest.approx(facts["cost_usd"], abs=0.01)
     assert facts["status"] == "DEADLINE_REACHED"
     (first,) = facts["attempt_list"]
     assert first["status"] == "deadline reached"
@@ -126,6 +129,14 @@ def test_a_deadline_ends_it_with_a_checkpoint_and_the_rest_goes_on(place: Path) 
     facts = shown(place)
     assert [attempt["status"] for attempt in facts["attempt_list"]] == ["deadline reached", "succeeded"]
     assert facts["attempt_list"][1]["restored_from"] == step
+
+    report = place / "report.html"
+    assert sky(place, "cost", facts["run_id"], "--html", str(report)).returncode == 0
+    text = report.read_text()
+    assert "attempt 1, on-demand, deadline reached, $" in text
+    assert "attempt 2, on-demand, succeeded, $" in text
+    assert "loss" in text
+    assert "has reported a loss" not in text, "it is drawn"
 
     # From now on an earlier run says how long it takes.
     longer = launch(place, "--budget", "60", "train.train_iters=10000")

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from launcher.artifacts.store import FileStore
 from launcher.cli.main import main
 from launcher.errors import UserError
 from launcher.lineage.journal import Journal
-from launcher.money import account, receipts
+from launcher.money import account, page, receipts, story, svg
 from launcher.money.account import HOUR_MS, About, Entry
 from launcher.money.ledger import Ledger, open_ledger
+from launcher.money.receipts import Line
 
 T = 1_800_000_000_000
 ANN, BOB = About("tiny", "pretrain", "ann", "aws"), About("tiny", "sft", "bob", "gcp")
@@ -71,24 +76,115 @@ def test_attempts_say_how_they_ended(ledger: Ledger) -> None:
     assert rows[0]["state"] == "to the end of its lease"
 
 
-def test_waste_is_set_up_and_work_after_the_last_checkpoint(
-    store: FileStore, ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def told(store: FileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FileStore:
+    """The store with the journal of the spot attempt, which was lost at minute 30."""
     minute = 60.0
     times = iter([T / 1000 + x * minute for x in (3, 6, 12, 18, 18.1)])
     monkeypatch.setattr("launcher.lineage.journal.time.time", lambda: next(times))
     journal = Journal(tmp_path / "1.jsonl")
     journal.append("attempt_started", attempt=1, run={})
-    journal.append("metrics", points=[{"key": "tokens_per_second", "value": 1e6, "step": 1}])
-    journal.append("metrics", points=[{"key": "tokens_per_second", "value": 1e6, "step": 2}])
+    for step in (1, 2):
+        speed = {"key": "tokens_per_second", "value": 1e6, "step": step}
+        journal.append("metrics", points=[speed, {"key": "loss", "value": 3.0 / step, "step": step}])
     journal.append("checkpoint", step=2, uri="x", bytes=1, seconds=1)
     store.put_bytes("runs/r/journal/1.jsonl", (tmp_path / "1.jsonl").read_bytes())
+    return store
+
+
+def test_waste_is_set_up_and_work_after_the_last_checkpoint(told: FileStore, ledger: Ledger) -> None:
     found = [line for line in receipts.lines(ledger) if line.entry.key == "r-1"]
-    assert receipts.waste(store, found) == {
+    assert receipts.waste(told, found) == {
         "setup_usd": 1.0,  # six minutes at ten dollars an hour
         "lost_work_usd": 2.0,  # from minute 18 to 30
         "usd_per_billion_tokens": round(5 / (1e6 * 360) * 1e9, 4),
     }
+    every = receipts.waste(told, receipts.lines(ledger))
+    assert set(every.values()) == {None}, "the price of one is unknown, and unknown is not 0"
+
+
+def test_saved_against_on_demand_is_known_or_not(ledger: Ledger) -> None:
+    spot, unknown, dear = (line.entry for line in receipts.lines(ledger))
+    assert receipts.saved_by(spot) == 10_000_000
+    assert receipts.saved_by(unknown) is receipts.saved_by(dear) is None
+    assert receipts.saved_by(replace(dear, on_demand=dear.price)) == 0
+    rows = receipts.attempts(receipts.lines(ledger), T)
+    assert [row["saved_usd"] for row in rows] == [10.0, None, None]
+
+
+def test_an_entry_of_before_on_demand_prices_were_kept_is_read() -> None:
+    held = account.reserve(account.Account("e"), SPOT, ANN)
+    values = json.loads(held.to_json())
+    del values["entries"][0]["on_demand"]
+    old = account.Account.from_json(json.dumps(values).encode())
+    assert old.entries["r-1"] == replace(SPOT, on_demand=None)
+    assert receipts.totals([Line(old.entries["r-1"], ANN, "e")])["saved_usd"] is None
+
+
+# The report.
+
+
+def test_a_story_is_told_from_ledger_and_journal(told: FileStore, ledger: Ledger) -> None:
+    spot, unknown, after = story.stays(told, receipts.lines(ledger), T + 3 * HOUR_MS)
+    assert (spot.how, spot.begun, spot.checkpoints) == ("lost", T + HOUR_MS // 10, ((T + 18 * 60_000, 2),))
+    assert spot.saved == T + 18 * 60_000
+    assert [value for _, _, value in spot.loss] == [3.0, 1.5]
+    assert (unknown.how, after.how, after.saved) == ("no journal", "no journal", None)
+    assert story.stays(told, [spot.line], T + 1)[0].how == "running"
+    spending = story.spending(receipts.lines(ledger))
+    assert spending[0] == (T, 0)
+    assert spending[-1] == (T + 2 * HOUR_MS, 15_000_000), "all that has a price"
+
+
+def test_the_report_needs_nothing_else_and_adds_up(told: FileStore, ledger: Ledger) -> None:
+    odd = '<script>alert(1)</script>&"'
+    lines = [Line(replace(line.entry, run=odd), ANN, "e") for line in receipts.lines(ledger)[:1]]
+    priced = [line for line in receipts.lines(ledger) if line.entry.price]
+    stays = story.stays(told, priced, T + 3 * HOUR_MS) + [story.Stay(line, "lost") for line in lines]
+    facts = {**receipts.totals(priced), "budget_usd": 20.0}
+    text = page.page(odd, stays, facts, receipts.attempts([*priced, *lines], T), T)
+    assert "<script" not in text
+    assert not re.search(r"(src|href)=|url\(|@import|<link", text)
+    assert set(re.findall(r"https?://[^\"' <]+", text)) == {"http://www.w3.org/2000/svg"}
+    drawings = re.findall(r"<svg.*?</svg>", text, re.S)
+    assert len(drawings) == 3
+    for drawing in drawings:
+        ElementTree.fromstring(drawing)
+    assert "budget $20.00" in text
+    assert ">15<" in text
+    assert "checkpoint 2" in text
+
+
+def test_a_report_without_a_price_or_a_loss_says_so(ledger: Ledger, store: FileStore) -> None:
+    free = [line for line in receipts.lines(ledger) if line.entry.price is None]
+    stays = story.stays(store, free, T + 3 * HOUR_MS)
+    text = page.page("s", stays, receipts.totals(free), receipts.attempts(free, T), T)
+    assert "no attempt has a price" in text
+    assert "no run with a price has reported a loss" in text
+    assert "cost, $<b>unknown</b>" in text
+
+
+@given(st.lists(st.floats(-1e9, 1e9).filter(lambda x: x == 0 or abs(x) > 1e-9), max_size=5), st.booleans())
+def test_an_axis_holds_its_values(values: list[float], zero: bool) -> None:
+    axis = svg.numbers(values, str, zero=zero)
+    slack = 1e-6
+    assert all(-slack <= axis.at(value) <= 1 + slack for value in values)
+    assert 2 <= len(axis.ticks) <= 12
+    assert not zero or axis.low <= 0
+
+
+@given(st.integers(0, 4 * 10**12), st.integers(0, 10**12))
+def test_a_time_axis_has_a_few_ticks_inside(low: int, span: int) -> None:
+    axis = svg.times(low, low + span)
+    assert len(axis.ticks) <= 9
+    assert all(axis.low <= value <= axis.high for value, _ in axis.ticks)
+
+
+def test_many_points_are_thinned_from_end_to_end() -> None:
+    points = [(n, n, 1.0) for n in range(5000)]
+    kept = page.thin(points)
+    assert (len(kept), kept[0], kept[-1]) == (600, points[0], points[-1])
+    assert page.thin(points[:10]) == points[:10]
 
 
 def test_the_command(store: FileStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -114,5 +210,11 @@ def test_the_command(store: FileStore, tmp_path: Path, capsys: pytest.CaptureFix
     )
     assert json.loads(cost("r", "--json"))["total"]["budget_usd"] is None
     assert "names no run" in cost("x")
+    assert "did you mean" not in cost("--experiment", "zzz")
+    assert "no experiment 'f' in the ledger" in cost("--experiment", "f")
+    assert "add --experiment NAME" in cost("--html", str(tmp_path / "r.html"))
+    cost("--experiment", "e", "--html", str(tmp_path / "r.html"), "--plot", str(tmp_path / "r.svg"))
+    assert "<title>experiment e</title>" in (tmp_path / "r.html").read_text()
+    assert "<svg" in (tmp_path / "r.svg").read_text()
     assert "is not a duration" in cost("--since", "30")
     assert json.loads(cost("--since", "30d", "--json"))["rows"] is not None
