@@ -104,7 +104,7 @@ def checked(asked: Sweep, project: Project) -> tuple[Sweep, Plan]:
 
 def _require_an_end(asked: Sweep, draft: Plan, project: Project) -> None:
     """A budget never ends where nothing costs."""
-    price = booking.price_of(draft, flow.task_of_run(draft, project, draft.name), capped=True)
+    price, _ = booking.prices_of(draft, flow.task_of_run(draft, project, draft.name), capped=True)
     if price == 0 and asked.trials is None:
         raise UserError(
             f"{draft.profile.name} costs nothing, so the budget would never end",
