@@ -104,12 +104,10 @@ def _timeline(stays: Sequence[Stay]) -> str:
 def _drawn(stay: Stay) -> tuple[list[svg.Bar], list[svg.Mark]]:
     entry = stay.entry
     begun = min(stay.begun or entry.end, entry.end)
-    kept = max(stay.saved or begun, begun)
+    kept = max(stay.kept or begun, begun)
     cost = "cost unknown" if entry.price is None else format_dollars(entry.cost / MICROS)
     words = f"attempt {entry.attempt or '?'}, {entry.market}, {stay.how}, {cost}"
     colour = MARKETS.get(entry.market, MARKETS["on-demand"])
-    if stay.how == "running":
-        kept = entry.end
     stretches = ((entry.launched, begun, SETUP), (begun, kept, colour), (kept, entry.end, LOST))
     bars = [svg.Bar(low, high, paint, words) for low, high, paint in stretches if high > low]
     marks = [svg.Mark(at, "|", "#202124", f"checkpoint {step}") for at, step in stay.checkpoints]

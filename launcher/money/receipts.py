@@ -140,12 +140,8 @@ def waste(store: Store, found: Sequence[Line]) -> dict[str, Any]:
             begun = _begun(events)
             work = line.entry.end if begun is None else min(begun, line.entry.end)
             setup += charge(line.entry.price or 0, work - line.entry.launched)
-            if begun is not None and (events[-1]["type"], events[-1].get("status")) != (
-                "attempt_ended",
-                "succeeded",
-            ):
-                saved = max([work, *(_ms(e) for e in events if e["type"] == "checkpoint")])
-                lost += charge(line.entry.price or 0, line.entry.end - min(saved, line.entry.end))
+            kept = kept_until(events, line.entry.end)
+            lost += charge(line.entry.price or 0, line.entry.end - kept) if kept else 0
             tokens += _tokens(events)
     cost = sum(line.entry.cost for line in found) / MICROS
     return {
@@ -153,6 +149,21 @@ def waste(store: Store, found: Sequence[Line]) -> dict[str, Any]:
         "lost_work_usd": lost / MICROS,
         "usd_per_billion_tokens": round(cost / tokens * 1e9, 4) if tokens else None,
     }
+
+
+def kept_until(events: Sequence[Event], end: int) -> int | None:
+    """Until when the work of an attempt that ended at ``end`` was kept, in milliseconds since the epoch: to
+    its end where it succeeded or went with all its steps saved, else to its last checkpoint, or to its first
+    step without one. None when it never came to a step."""
+    if (begun := _begun(events)) is None:
+        return None
+    checkpoints = [event for event in events if event["type"] == "checkpoint"]
+    steps = [point["step"] for event in events if event["type"] == "metrics" for point in event["points"]]
+    if events[-1]["type"] == "attempt_ended":
+        saved = bool(checkpoints) and checkpoints[-1]["step"] >= max(steps, default=0)
+        if saved or events[-1]["status"] == "succeeded":
+            return end
+    return min(max([begun, *map(_ms, checkpoints)]), end)
 
 
 def _begun(events: Sequence[Event]) -> int | None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from launcher.money.account import Entry, charge
-from launcher.money.receipts import Line
+from launcher.money.receipts import Line, kept_until
 
 if TYPE_CHECKING:
     from launcher.artifacts.store import Store
@@ -24,27 +24,20 @@ LOSS = "loss"
 class Stay:
     """One attempt. ``how`` it ended, as its journal says, or ``lost`` without a word, or ``no journal``.
 
-    ``begun`` is its first step, None when it never came to one; ``checkpoints`` are (time, step) and ``loss``
-    (time, step, value), in order.
+    ``begun`` is its first step, None when it never came to one, and ``kept`` until when its work was kept;
+    ``checkpoints`` are (time, step) and ``loss`` (time, step, value), in order.
     """
 
     line: Line
     how: str
     begun: int | None = None
+    kept: int | None = None
     checkpoints: tuple[tuple[int, int], ...] = ()
     loss: tuple[tuple[int, int, float], ...] = ()
 
     @property
     def entry(self) -> Entry:
         return self.line.entry
-
-    @property
-    def saved(self) -> int | None:
-        """Until when its work was kept: to its end when it succeeded, else to its last checkpoint, or to its
-        first step without one. None when it never came to one."""
-        if self.begun is None or self.how == "succeeded":
-            return self.begun and self.entry.end
-        return min(max([self.begun, *(when for when, _ in self.checkpoints)]), self.entry.end)
 
 
 def stays(store: Store, found: Sequence[Line], now: int) -> list[Stay]:
@@ -89,6 +82,7 @@ def _stay(line: Line, events: Sequence[Event], now: int) -> Stay:
         line,
         how,
         _ms(begun["ts"]) if begun else None,
+        line.entry.end if how == "running" else kept_until(events, line.entry.end),
         tuple((_ms(event["ts"]), int(event["step"])) for event in events if event["type"] == "checkpoint"),
         tuple(sorted(loss)),
     )

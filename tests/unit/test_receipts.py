@@ -121,15 +121,37 @@ def test_an_entry_of_before_on_demand_prices_were_kept_is_read() -> None:
     assert receipts.totals([Line(old.entries["r-1"], ANN, "e")])["saved_usd"] is None
 
 
+def event(type: str, second: float, **fields: object) -> dict[str, object]:
+    return {"type": type, "ts": T / 1000 + second, **fields}
+
+
+def test_what_went_with_its_last_step_saved_has_lost_nothing() -> None:
+    end = T + 60_000
+    events = [
+        event("attempt_started", 1),
+        event("metrics", 5, points=[{"key": "loss", "value": 1.0, "step": 1}]),
+        event("metrics", 40, points=[{"key": "loss", "value": 1.0, "step": 9}]),
+    ]
+    saved, asked = event("checkpoint", 45, step=9), event("attempt_ended", 50, status="budget reached")
+    assert receipts.kept_until(events[:1], end) is None
+    assert receipts.kept_until([*events, saved, asked], end) == end
+    assert receipts.kept_until([*events, saved], end) == T + 45_000, "killed: nobody knows what came after"
+    early = event("checkpoint", 20, step=4)
+    assert receipts.kept_until([*events, early, asked], end) == T + 20_000
+    assert receipts.kept_until([*events, asked], end) == T + 5_000
+    done = event("attempt_ended", 50, status="succeeded")
+    assert receipts.kept_until([*events, done], end) == end
+
+
 # The report.
 
 
 def test_a_story_is_told_from_ledger_and_journal(told: FileStore, ledger: Ledger) -> None:
     spot, unknown, after = story.stays(told, receipts.lines(ledger), T + 3 * HOUR_MS)
     assert (spot.how, spot.begun, spot.checkpoints) == ("lost", T + HOUR_MS // 10, ((T + 18 * 60_000, 2),))
-    assert spot.saved == T + 18 * 60_000
+    assert spot.kept == T + 18 * 60_000
     assert [value for _, _, value in spot.loss] == [3.0, 1.5]
-    assert (unknown.how, after.how, after.saved) == ("no journal", "no journal", None)
+    assert (unknown.how, after.how, after.kept) == ("no journal", "no journal", None)
     assert story.stays(told, [spot.line], T + 1)[0].how == "running"
     spending = story.spending(receipts.lines(ledger))
     assert spending[0] == (T, 0)
