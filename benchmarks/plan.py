@@ -1,14 +1,16 @@
 """`nemo-sky plan nano3 pretrain --cloud any` beside `sky launch --dryrun` of the same task, in one run.
 
-    python benchmarks/plan.py --catalogs DIR [--repeats 5] [--port 46991] [--no-sky]
+    python benchmarks/plan.py [--catalogs DIR] [--repeats 5] [--port 46991] [--no-sky] [--save]
 
-DIR holds CLOUD/vms.csv as SkyPilot keeps them. Where a file of AWS or GCP is smaller than SkyPilot's whole
-one (3,654,773 and 2,235,010 bytes), its lines are repeated under other instance types up to that size.
-SkyPilot gets the same files in a home of its own, an API server on a port of its own that runs before the
-clock does, and is told that the clouds of DIR are enabled. So it needs no account to list places and prices
-and to choose one; the dry run may then end in an error where the chosen cloud's own library or key is
-missing, which is counted as done. The commands take turns, so that a busy moment of the machine hits them
-alike.
+DIR holds CLOUD/vms.csv as SkyPilot keeps them, and common/accelerators.csv; without it the tests' small
+catalogs are used, and SkyPilot's list of accelerators is made of them. Where a file of AWS or GCP is smaller
+than SkyPilot's whole one (3,654,773 and 2,235,010 bytes), its lines are repeated under other instance types
+up to that size. SkyPilot gets the same files in a home of its own, an API server on a port of its own that
+runs before the clock does, and is told before each of its commands that the clouds of DIR are enabled. So it
+needs no account to list places and prices and to choose one; the dry run may then end in an error where the
+chosen cloud's own library or key is missing, which is counted as done and said. The commands take turns, so
+that a busy moment of the machine hits them alike. With --save the result is added to
+benchmarks/results/plan.json.
 
 Target: a plan takes under a second of processor time, and does not import sky.
 """
@@ -16,7 +18,10 @@ Target: a plan takes under a second of processor time, and does not import sky.
 from __future__ import annotations
 
 import argparse
+import csv
+import json
 import os
+import platform
 import shutil
 import signal
 import statistics
@@ -25,12 +30,15 @@ import sys
 import tempfile
 import time
 import urllib.request
+from datetime import UTC, datetime
 from pathlib import Path
 
 from launcher.money.places import LAUNCHABLE
 
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).parents[1]
+SMALL = ROOT / "tests" / "fixtures" / "catalogs" / "v8"
+RESULTS = ROOT / "benchmarks" / "results" / "plan.json"
 WHOLE = {"aws": 3_654_773, "gcp": 2_235_010}
 TARGET_S = 1.0
 PLAN: list[Path | str] = [
@@ -68,8 +76,22 @@ print(sorted({"sky", "mlflow", "torch", "pandas"} & set(sys.modules)), file=sys.
 
 
 def whole(source: Path, target: Path) -> None:
-    """Copy the catalogs, those of ``WHOLE`` repeated to their full size."""
+    """Copy the catalogs, those of ``WHOLE`` repeated to their full size. A list of accelerators that is there
+    SkyPilot does not download."""
     shutil.copytree(source, target)
+    listed = target / "common" / "accelerators.csv"
+    if not listed.exists():
+        clouds: dict[str, set[str]] = {}
+        for path in target.glob("*/vms.csv"):
+            with path.open() as file:
+                for row in csv.DictReader(file):
+                    if name := row["AcceleratorName"]:
+                        clouds.setdefault(name, set()).add(path.parent.name)
+        listed.parent.mkdir(exist_ok=True)
+        with listed.open("w") as file:
+            rows = csv.writer(file)
+            rows.writerow(["AcceleratorName", "Clouds"])
+            rows.writerows([name, str(sorted(where))] for name, where in sorted(clouds.items()))
     for cloud, size in WHOLE.items():
         path = target / cloud / "vms.csv"
         if not path.is_file():
@@ -90,7 +112,9 @@ def seconds(command: list[Path | str], env: dict[str, str]) -> tuple[float, floa
     before, started = os.times(), time.perf_counter()
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     wall, after = time.perf_counter() - started, os.times()
-    if done.returncode and CHOSE not in done.stdout:
+    if done.returncode and CHOSE in done.stdout:
+        print(f"it chose a place, then: {(done.stderr or done.stdout).strip().splitlines()[-1][:200]}")
+    elif done.returncode:
         raise SystemExit(f"{' '.join(map(str, command))}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
     return wall, after.children_user + after.children_system - before.children_user - before.children_system
 
@@ -143,11 +167,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--catalogs", type=Path, required=True)
+    parser.add_argument("--catalogs", type=Path, default=SMALL)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--port", type=int, default=46991)
     parser.add_argument("--no-sky", action="store_true")
+    parser.add_argument("--save", action="store_true")
     asked = parser.parse_args()
+    load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         catalogs = home / ".sky" / "catalogs" / "v8"
@@ -200,6 +226,21 @@ def main() -> None:
     print(f"{'command':22} {'wall s':>8} {'cpu s':>8} {'wall / plan':>12}")
     for name in times:
         print(f"{name:22} {wall[name]:8.2f} {cpu[name]:8.2f} {wall[name] / wall['nemo-sky plan']:12.1f}")
+    if asked.save:
+        found = {
+            "date": datetime.now(UTC).date().isoformat(),
+            "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
+            "load_average": [round(load, 1), round(os.getloadavg()[0], 1)],
+            "catalog_lines": lines,
+            "catalog_mb": round(size / 1e6, 1),
+            "repeats": asked.repeats,
+            "heavy_imports": heavy,
+            "wall_s": {name: round(value, 3) for name, value in wall.items()},
+            "cpu_s": {name: round(value, 3) for name, value in cpu.items()},
+            "wall_over_plan": {name: round(wall[name] / wall["nemo-sky plan"], 1) for name in times},
+        }
+        runs = json.loads(RESULTS.read_text())["runs"] if RESULTS.exists() else []
+        RESULTS.write_text(json.dumps({"runs": [*runs, found]}, indent=1) + "\n")
     if heavy != "[]" or cpu["nemo-sky plan"] >= TARGET_S:
         raise SystemExit("over the target")
 
