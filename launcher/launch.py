@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher import config, inputs, pipeline, provenance, runs, secrets, strategy, task
+from launcher import config, fuse, inputs, pipeline, provenance, runs, secrets, strategy, task
 from launcher import preflight as checks
 from launcher.errors import BudgetReached, DeadlineReached, Refused, RunFailed, UserError
 from launcher.money import booking
@@ -343,6 +343,8 @@ def write_job(
     if ours and booked:
         recovery = strategy.job_recovery(submitted, plan, request, project, booked)
         submitted["resources"]["job_recovery"] = recovery
+    if booked and booked.capped and plan.profile.backend == "sky":
+        submitted = fuse.arm(submitted, booked.lease, booked.longest)
     if names := secrets.of(plan.profile, plan.image, request.secrets):
         submitted["secrets"] = dict.fromkeys(names)
     runs.write_text(folder / "job" / "train.yaml", config.dump_yaml(plan.values))

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from launcher.agent import fuse
 from launcher.agent.ends import (
     BUDGET,
     BUDGET_REACHED,
@@ -47,6 +48,7 @@ from launcher.money.ledger import account_name, now_ms, open_ledger
 
 _LEAST_WAIT_S = 2.0  # for one call to the ledger, however short the interval
 _POLL_S = 1.0
+_SEEN_S = 60.0  # for whoever watches the job to see its end
 _LOOK_MS = 60_000  # a machine that sleeps, or whose clock is set, is not late by more
 _SHARED = ("local", "fake", "kubernetes", "slurm", "ssh")  # an uptime there is not of our instance
 
@@ -60,6 +62,7 @@ class Purse:
         self._name = account_name(job.run_id, job.money.experiment)
         self._lease = job.money.lease
         self._capped = job.money.capped
+        self._fuse = fuse.file_of(job.run_id)
         self._deadline = job.money.deadline
         self._entry: Entry | None = None
         self._before = 0
@@ -100,9 +103,11 @@ class Purse:
         return replace(clock, began=self._entry.launched / 1000, before=before, price_per_hour=price)
 
     def close(self) -> None:
-        """The attempt is over; the entry ends now."""
+        """The attempt is over; the entry ends now, and the nodes soon, should nobody take them down."""
         self._closing.set()
         self.settle()
+        if self._capped:
+            fuse.move(self._fuse, time.time() + max(self._lease.teardown / 2000, _SEEN_S))
 
     def settle(self) -> None:
         """What is left to do takes no money worth a lease: the entry ends now, as far as can be said. One
@@ -183,6 +188,8 @@ class Purse:
                 if self._ending.is_set():
                     break
                 until, why = now, Outcome("interrupted", INTERRUPTED, error.message)
+            if self._capped:
+                fuse.move(self._fuse, self._lease.burns_at(until) / 1000)
             now, stop_at = now_ms(), self._lease.stop_at(until)
             if self._capped and now >= stop_at:
                 self._ask(why)

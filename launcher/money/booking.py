@@ -35,7 +35,8 @@ TEARDOWN_S = {"local": 0.0, "fake": 0.0, "sky": 300.0}
 @dataclass(frozen=True)
 class Booking:
     """What a launch has reserved: an entry of the account ``name``. ``deadline``: when its nodes must be
-    gone, in milliseconds since the epoch."""
+    gone, in milliseconds since the epoch. ``longest``: the milliseconds of nodes that all that is left of the
+    budget pays for, None without one."""
 
     name: str
     entry: Entry
@@ -43,6 +44,7 @@ class Booking:
     capped: bool
     lease: Lease
     deadline: int | None = None
+    longest: int | None = None
 
     @property
     def job(self) -> dict[str, Any]:
@@ -116,7 +118,9 @@ def book(
         say(f"  {line}")
     lease = _lease(plan, project, task)
     end = None if order.deadline is None else order.entry.launched + round(1000 * order.deadline)
-    return Booking(name, order.entry, run.experiment, bool(held.caps(run.run_id)), lease, end)
+    price, free = order.entry.price, held.left(run.run_id, without=order.entry.key)
+    longest = accounts.affordable_ms(price, free) if price and free is not None else None
+    return Booking(name, order.entry, run.experiment, bool(held.caps(run.run_id)), lease, end, longest)
 
 
 def withdraw(store: Store, booking: Booking) -> None:

@@ -45,6 +45,11 @@ class Lease:
         takes less than the other half."""
         return until - self.teardown + self.check // 2
 
+    def burns_at(self, until: int) -> int:
+        """When the node's fuse takes it down: after the agent's own last resort, and before ``until`` by what
+        is left of the teardown."""
+        return until - self.teardown + self.check
+
 
 # Of a task that nemo-sky did not launch itself, and that no cap is on: only for the record.
 UNCAPPED_LEASE = Lease(setup=0, check=60_000, save=180_000, teardown=0)

@@ -28,11 +28,16 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmRig]:
 @pytest.fixture(scope="session")
 def aws(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AwsRig]:
     """An AWS that SkyPilot launches on. ``NEMO_SKY_RIGS=1`` makes it a failure not to have one."""
+    require_aws()
+    with aws_rig(tmp_path_factory.mktemp("aws") / "rig") as rig:
+        yield rig
+
+
+def require_aws() -> None:
+    """Skip where this machine cannot host the AWS rig; with ``NEMO_SKY_RIGS=1`` fail."""
     try:
         image.check_machine()
     except image.CannotHost as reason:
         if os.environ.get("NEMO_SKY_RIGS") != "1":
             pytest.skip(f"no AWS rig: {reason}")
         raise
-    with aws_rig(tmp_path_factory.mktemp("aws") / "rig") as rig:
-        yield rig

@@ -75,7 +75,7 @@ class Launches:
         return dict(mine)
 
 
-ENDS = ("SUCCEEDED", "FAILED", "CANCELLED", "INTERRUPTED", "LOST")
+ENDS = ("SUCCEEDED", "FAILED", "CANCELLED", "INTERRUPTED", "BUDGET_REACHED", "DEADLINE_REACHED", "LOST")
 
 
 @contextmanager

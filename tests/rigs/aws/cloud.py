@@ -68,7 +68,7 @@ class Cloud:
         self._image = disk
         self._machines: dict[str, Machine] = {}
         self._ends: dict[str, float] = {}  # instance id -> when it is preempted, epoch seconds
-        self._full: set[str] = set()  # zones without capacity
+        self._full: set[str] = set()  # zones without capacity; "ZONE spot": without spot instances
         self._failed: dict[str, str] = {}
         self._held: int | None = None  # from this step on, no checkpoint is committed to S3
         self._reached: str | None = None  # the first of them that was held
@@ -84,8 +84,8 @@ class Cloud:
             return False
         return not self._silent
 
-    def no_capacity(self, zone: str) -> bool:
-        return zone in self._full
+    def no_capacity(self, zone: str, spot: bool) -> bool:
+        return zone in self._full or (spot and f"{zone} spot" in self._full)
 
     def order(self, name: str, wanted: dict[str, Any]) -> object:
         """Carry out one order of the test; what it answers."""
@@ -195,7 +195,7 @@ class Door:
         if environ["REQUEST_METHOD"] == "POST" and "urlencoded" in environ.get("CONTENT_TYPE", ""):
             body = self._body(environ)
             zone = run_instances_zone(body)
-            if zone and self._cloud.no_capacity(zone):
+            if zone and self._cloud.no_capacity(zone, b"MarketType=spot" in body):
                 return _reply(start, "500 Internal Server Error", "text/xml", _NO_CAPACITY.format(zone=zone))
             environ["wsgi.input"] = BytesIO(body)
         elif not self._cloud.lets_pass(environ["REQUEST_METHOD"], path):

@@ -88,9 +88,10 @@ class AwsRig:
         )
         return done.stdout
 
-    def capacity(self, zone: str, ok: bool) -> None:
-        """Whether RunInstances in ``zone`` succeeds or answers InsufficientInstanceCapacity."""
-        self._order("capacity", zone=zone, ok=ok)
+    def capacity(self, zone: str, ok: bool, *, spot: bool = False) -> None:
+        """Whether RunInstances in ``zone``, with ``spot`` only that of spot instances, succeeds or answers
+        InsufficientInstanceCapacity."""
+        self._order("capacity", zone=f"{zone} spot" if spot else zone, ok=ok)
 
     def hold(self, step: int | None) -> None:
         """Hold back every PUT to S3 that commits a checkpoint of ``step`` or a later one; None holds nothing.

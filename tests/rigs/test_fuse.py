@@ -1,0 +1,92 @@
+"""The fuse with everybody else dead: on Slurm, where it cancels its allocation, and on AWS, by the skylet.
+
+The launch is detached, its budget long enough for the test. Then the API server with its controllers is
+killed, and the agent is stopped, not killed: a killed one takes its job along, a hung one keeps the nodes.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.e2e.conftest import make_project
+from tests.rig import until
+from tests.rigs import skyhome
+from tests.rigs.aws.rig import AwsRig
+from tests.rigs.launching import LONG, Launches, launching
+from tests.rigs.slurm import SlurmRig
+
+MONEY = "money: {check_every: 10s, setup: 120s, teardown: 60s}\n"
+# Half a check until the last renewal, a check and a save (10 s of grace, 10 s to commit) of lease, a check
+# until it burns; then scancel, or a look of the skylet a minute later and the instances' end.
+LEASE_S = 45.0
+SKYLET_S = 120.0
+ENDLESS = (*LONG, "train.steps=1000000")
+
+
+def capped(root: Path, profile: Path) -> Path:
+    """Give the project short leases; the profile to launch with, under which a save takes no time."""
+    with (root / "nemo-sky.yaml").open("a") as file:
+        file.write(MONEY)
+    (root / "short.yaml").write_text(f"extends: {profile}\nenv: {{NEMO_SKY_GRACE_S: 10}}\n")
+    return root / "short.yaml"
+
+
+def hang(run_id: str) -> None:
+    """SIGSTOP the agents of the run on this machine, and all that is theirs but the training."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            words = process.cmdline()
+            if "launcher.agent" in words and any(run_id in word for word in words):
+                process.send_signal(signal.SIGSTOP)
+                found.append(process)
+        except psutil.Error:
+            continue
+    assert found, "no agent of this run"
+
+
+def test_slurm_allocation_goes_without_launcher_controller_and_agent(slurm: SlurmRig, tmp_path: Path) -> None:
+    with launching(slurm.home, slurm.profile, tmp_path / "project") as (usual, _):
+        on = Launches(usual.project, capped(usual.project.root, slurm.profile))
+        run_id = on.detach(*ENDLESS, "--force", "--budget", "20")
+        on.follow(run_id)
+        (limit,) = _time_limits(slurm)
+        assert limit != "UNLIMITED", "the allocation's own time limit is the budget's"
+        skyhome.stop(slurm.home.folder)
+        hang(run_id)
+        began = time.monotonic()
+        assert slurm.squeue()
+        assert until(lambda: not slurm.squeue(), LEASE_S + 60), "the allocation outlived its lease"
+        assert time.monotonic() - began < LEASE_S + 60
+
+
+def _time_limits(slurm: SlurmRig) -> list[str]:
+    words = ("squeue", "--noheader", "--format=%l")
+    return subprocess.run(words, env=slurm.env, capture_output=True, text=True, check=True).stdout.split()
+
+
+@pytest.fixture
+def gone(aws: AwsRig) -> Iterator[None]:
+    yield
+    assert until(lambda: not aws.instances(), 120), "an instance was left running"
+
+
+@pytest.mark.usefixtures("gone")
+def test_aws_instance_goes_without_launcher_controller_and_agent(aws: AwsRig, tmp_path: Path) -> None:
+    root = tmp_path / "project"
+    env = {**dict(aws.env), "NEMO_SKY_ARTIFACTS": f"s3://{aws.bucket}/{tmp_path.name}"}
+    project = make_project(root, **env)
+    on = Launches(project, capped(root, aws.profile))
+    run_id = on.detach(*ENDLESS, "--force", "--budget", "20")
+    on.follow(run_id)
+    skyhome.stop(Path(aws.env["HOME"]))
+    hang(run_id)
+    assert aws.instances()
+    assert until(lambda: not aws.instances(), LEASE_S + SKYLET_S), "the instance outlived its lease"

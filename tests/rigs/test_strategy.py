@@ -1,0 +1,115 @@
+"""Our recovery strategy in SkyPilot's own controller, on the emulated AWS: zones, markets and the budget."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.conftest import make_project
+from tests.rig import until
+from tests.rigs.aws.catalogs import REGIONS
+from tests.rigs.aws.rig import AwsRig, Instance, aws_rig
+from tests.rigs.conftest import require_aws
+from tests.rigs.launching import LONG, REACHED_S, Launches
+
+MONEY = "money: {check_every: 5s, setup: 60s, teardown: 5s}\n"
+
+
+@pytest.fixture(scope="module")
+def aws(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AwsRig]:
+    """A rig of this module's own, whose API server is to have the plugin."""
+    require_aws()
+    with aws_rig(tmp_path_factory.mktemp("strategy") / "rig") as rig:
+        yield rig
+
+
+@pytest.fixture(scope="module")
+def on(aws: AwsRig, tmp_path_factory: pytest.TempPathFactory) -> Launches:
+    root = tmp_path_factory.mktemp("on-aws") / "project"
+    env = {**dict(aws.env), "NEMO_SKY_ARTIFACTS": f"s3://{aws.bucket}/{root.parent.name}"}
+    project = make_project(root, **env)
+    with (root / "nemo-sky.yaml").open("a") as file:
+        file.write(MONEY)
+    assert "added to" in project.run("plugin", "install").stdout
+    assert "already in" in project.run("plugin", "install").stdout
+    return Launches(project, aws.profile)
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays(aws: AwsRig) -> Iterator[None]:
+    yield
+    aws.hold(None)
+    assert until(lambda: not aws.instances(), 120), "an instance was left running"
+
+
+def attempts(on: Launches, run_id: str) -> list[dict[str, Any]]:
+    """The run's launches in the ledger, in order."""
+    rows: list[dict[str, Any]] = json.loads(on.project.run("cost", run_id, "--json").stdout)["rows"]
+    return sorted(rows, key=lambda row: str(row["launched_at"]))
+
+
+def said(aws: AwsRig, words: str) -> bool:
+    """Whether a jobs controller has said ``words``."""
+    logs = (Path(aws.env["HOME"]) / "sky_logs" / "jobs_controller").glob("*.log")
+    return any(words in log.read_text(errors="replace") for log in logs)
+
+
+def the_only(aws: AwsRig) -> Instance:
+    (found,) = aws.instances()
+    return found
+
+
+def test_a_preempted_job_goes_on_in_another_zone(on: Launches, aws: AwsRig) -> None:
+    aws.hold(300)
+    run_id = on.detach(*LONG, "--spot", "--force")
+    assert until(aws.reached, REACHED_S)
+    first = the_only(aws)
+    assert first.spot
+    shown = on.project.run("plugin", "status").stdout
+    assert shown.startswith("the API server has the plugin nemo-sky")
+    aws.preempt(first.id, notice=False)
+    assert until(lambda: any(item.id != first.id for item in aws.instances()), 300)
+    second = the_only(aws)
+    assert second.zone != first.zone
+    aws.hold(None)
+    ended = on.finish(run_id, 600)
+    assert (ended["status"], ended["preemptions"]) == ("SUCCEEDED", 1)
+    assert ended["attempt_list"][1]["restored_from"] == 200
+    launches = attempts(on, run_id)
+    assert [row["place"].split("/")[-1] for row in launches[-2:]] == [first.zone, second.zone]
+    assert {row["market"] for row in launches[-2:]} == {"spot"}
+
+
+def test_from_on_demand_back_to_spot_at_a_checkpoint(on: Launches, aws: AwsRig) -> None:
+    zones = [zone for names in REGIONS.values() for zone in names]
+    for zone in zones:
+        aws.capacity(zone, False, spot=True)
+    aws.hold(300)
+    run_id = on.detach(*LONG, "--spot-first", "--force")
+    assert until(aws.reached, 2 * REACHED_S)
+    assert not the_only(aws).spot
+    for zone in zones:
+        aws.capacity(zone, True, spot=True)
+    assert until(lambda: said(aws, "at the next checkpoint"), 300)
+    aws.hold(600)  # until then it goes on; the last checkpoint before a move is one of these
+    assert until(lambda: any(item.spot for item in aws.instances()), 300), "it stayed on-demand"
+    aws.hold(None)
+    ended = on.finish(run_id, 600)
+    assert ended["status"] == "SUCCEEDED"
+    assert [row["market"] for row in attempts(on, run_id)][-2:] == ["on-demand", "spot"]
+    assert 300 <= ended["attempt_list"][-1]["restored_from"] < 600
+
+
+def test_not_recovered_when_the_budget_cannot_pay_a_launch(on: Launches, aws: AwsRig) -> None:
+    aws.hold(300)
+    run_id = on.detach(*LONG, "--spot", "--force", "--budget", "0.01")
+    assert until(aws.reached, REACHED_S)
+    aws.preempt(the_only(aws).id, notice=False)
+    ended = on.finish(run_id, 300)
+    assert ended["status"] == "BUDGET_REACHED"
+    assert "is left, and a launch needs $" in ended["reason"]
+    assert sum(row["cost_usd"] for row in attempts(on, run_id)) <= 0.01
