@@ -35,8 +35,8 @@ TEARDOWN_S = {"local": 0.0, "fake": 0.0, "sky": 300.0}
 @dataclass(frozen=True)
 class Booking:
     """What a launch has reserved: an entry of the account ``name``. ``deadline``: when its nodes must be
-    gone, in milliseconds since the epoch. ``longest``: the milliseconds of nodes that all that is left of the
-    budget pays for, None without one."""
+    gone, in milliseconds since the epoch. ``longest``: the milliseconds of nodes that the
+    tightest cap pays for, None without one."""
 
     name: str
     entry: Entry
@@ -118,8 +118,9 @@ def book(
         say(f"  {line}")
     lease = _lease(plan, project, task)
     end = None if order.deadline is None else order.entry.launched + round(1000 * order.deadline)
-    price, free = order.entry.price, held.left(run.run_id, without=order.entry.key)
-    longest = accounts.affordable_ms(price, free) if price and free is not None else None
+    # Of the whole caps: what others hold of an experiment's now may become free.
+    price, whole = order.entry.price, [cap for _, cap, _ in held.caps(run.run_id)]
+    longest = accounts.affordable_ms(price, min(whole)) if price and whole else None
     return Booking(name, order.entry, run.experiment, bool(held.caps(run.run_id)), lease, end, longest)
 
 
