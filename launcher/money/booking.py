@@ -202,10 +202,15 @@ def _order(
         cloud=cloud,
         region=region,
         zone=zone,
-        on_demand=on_demand,
+        # Of spot first, nobody knows here which of the two it will be.
+        on_demand=on_demand if price == on_demand or not profile.spot_first else None,
     )
     about = About(plan.spec.family, plan.spec.stage, provenance.user_name(), profile.name)
-    return gate.Order(entry, about, request.caps, caps.unsaid(project.money))
+    other = None
+    if capped and profile.backend == "sky" and not (spot or profile.spot_first):
+        on_spot = {**task, "resources": {**task["resources"], "use_spot": True}}
+        other = prices_of(plan, on_spot, capped)[0] if profile.price_per_hour is None else None
+    return gate.Order(entry, about, request.caps, caps.unsaid(project.money), spot_price=other)
 
 
 def _expected(

@@ -372,6 +372,32 @@ def test_however_the_file_grows_no_point_is_lost(cuts: list[int], count: int) ->
 # What it needs
 
 
+def with_deadline(rig: Rig, seconds: float) -> None:
+    """The job's nodes must be gone so long from now; it may save for a second."""
+    lease = {"setup": 0, "check": 1000, "save": 1000, "teardown": 0}
+    rig.job["money"] = {"deadline": round((time.time() + seconds) * 1000), "lease": lease}
+
+
+def test_after_its_deadline_nothing_begins(rig: Rig) -> None:
+    with_deadline(rig, 0.5)
+    printed = rig.run("20", code=78)
+    assert "deadline reached before the attempt began" in printed
+    assert "rank 0 starts" not in printed
+    assert rig.journal(1)[-1]["status"] == "deadline reached"
+
+
+def test_what_does_not_end_for_its_deadline_is_ended(rig: Rig) -> None:
+    """The command does not listen, so the time to save passes; the ledger is not needed for it."""
+    with_deadline(rig, 5)
+    began = time.time()
+    code = "import signal, time; signal.signal(15, signal.SIG_IGN); print('on', flush=True); time.sleep(60)"
+    printed = rig.run(sys.executable, "-c", code, code=78)
+    assert "on\n" in printed
+    assert "the time to save is over" in printed
+    assert time.time() - began < 30
+    rig.until(lambda: rig.alive() == [])
+
+
 def test_it_runs_without_the_launchers_libraries(rig: Rig, tmp_path: Path) -> None:
     """As in a vendor's container: an import of any of these fails."""
     blocked = ("typer", "click", "rich", "omegaconf", "sky", "torch", "ray", "boto3", "mlflow")

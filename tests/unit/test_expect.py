@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launcher import clusters
-from launcher.money import estimate, expect
+from launcher import clusters, plan, project, runs
+from launcher import launch as flow
+from launcher.artifacts.store import FileStore
+from launcher.errors import Refused
+from launcher.lineage.journal import Journal
+from launcher.money import booking, estimate, expect
+from launcher.money.caps import from_flags
 from launcher.money.estimate import Past, Work
 from launcher.money.expect import Limits
 from launcher.money.gate import Expected
+from launcher.money.ledger import open_ledger
 from tests.unit.test_quote import CATALOGS, NANO3
 
 TASK: dict[str, Any] = {"num_nodes": 2, "resources": {"accelerators": "H100:8", "infra": "aws"}}
@@ -88,7 +95,7 @@ def test_spot_alone_may_be_too_late_and_spot_first_is_not() -> None:
     assert both.hours <= 12
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(
     hours=st.floats(0.5, 60), deadline=st.floats(1, 200), budget=st.floats(1, 1e5), spot=st.booleans()
 )  # fmt: skip
@@ -110,3 +117,71 @@ def test_an_earlier_run_of_another_length_is_scaled() -> None:
     assert longer.hours == 6.0
     assert "2 h for 100 of 300 steps" in longer.source
     assert estimate.estimate(Work(past=past), None, 0, 1).hours == 2.0
+
+
+# Several stages.
+
+SCRIPT = """# /// script
+# [tool.runspec]
+# name = "demo/{name}"
+# [tool.runspec.run]
+# launch = "direct"
+# [tool.runspec.resources]
+# gpus_per_node = 0
+# [tool.nemo_sky.output]
+# name = "demo-{name}"
+# type = "model"
+# ///
+"""
+
+
+@pytest.fixture
+def two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> project.Project:
+    """Two stages at $360 an hour, each of which took six minutes once."""
+    for name in ("NEMO_SKY_ARTIFACTS", "NEMO_SKY_TRACKING", "AWS_ENDPOINT_URL"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "nemo-sky.yaml").write_text("artifacts: store\nmoney: {setup: 1s, check_every: 1s}\n")
+    (tmp_path / "clusters").mkdir()
+    profile = "backend: local\npython: current\ncontainers: false\nprice_per_hour: 360\n"
+    (tmp_path / "clusters" / "local.yaml").write_text(profile + 'env: {NEMO_SKY_GRACE_S: "1"}\n')
+    found = project.read(tmp_path)
+    for name in ("one", "two"):
+        folder = tmp_path / "recipes" / "demo" / name
+        (folder / "config").mkdir(parents=True)
+        (folder / "train.py").write_text(SCRIPT.format(name=name))
+        (folder / "config" / "default.yaml").write_text("lr: 0.5\n")
+        run = runs.Run(
+            run_id=f"r-{name}", family="demo", stage=name, config="default", fingerprint="f", cluster="local",
+            backend="local", nodes=1, created_at="2026-11-21T10:00:00", command="", output=None,
+            artifacts=found.artifacts, tracking="",
+        )  # fmt: skip
+        runs.save(found.runs, run)
+        journal = Journal(tmp_path / f"{name}.jsonl")
+        journal.append("attempt_started", attempt=1)
+        journal.append("attempt_ended", status="succeeded", exit_code=0, hours=0.1, cost_usd=36, reason=None)
+        FileStore(Path(found.artifacts)).put_file(
+            f"runs/r-{name}/journal/1.jsonl", tmp_path / f"{name}.jsonl"
+        )
+    return found
+
+
+def foresee(two: project.Project, *, force: bool = False, **given: str) -> None:
+    request = plan.Request("demo", "all", caps=from_flags(**given), force=force)
+    drafts = plan.plans(request, two, plan.select(request, two))
+    store = flow.open_store(two)
+    beginning = flow.begin_anew(drafts, request, two, store)
+    tasks = [flow.task_of_run(draft, two, draft.name) for draft in beginning]
+    assert len(beginning) == 2
+    booking.foresee(list(zip(beginning, tasks, strict=True)), request, two, store)
+
+
+def test_all_stages_must_fit_before_the_first_begins(two: project.Project) -> None:
+    foresee(two, budget="40")
+    foresee(two, budget="40", experiment="e", experiment_budget="80")
+    with pytest.raises(Refused, match=r"budget of run demo/one is \$30.00") as each:
+        foresee(two, budget="30")
+    assert "run r-one took as long" in str(each.value)
+    with pytest.raises(Refused, match=r"budget of experiment e is \$50.00, of which \$36.* is spent or res"):
+        foresee(two, experiment="e", experiment_budget="50")
+    foresee(two, experiment="e", experiment_budget="50", force=True)
+    assert open_ledger(flow.open_store(two)).accounts() == {}, "nothing was reserved"

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from launcher.agent import limits
-from launcher.agent.ends import BAD_OUTPUT, LIMIT, Ended
+from launcher.agent.ends import BAD_OUTPUT, BUDGET, DEADLINE, LIMIT, Ended
 from launcher.lineage.journal import Event
 
 
@@ -22,10 +22,11 @@ def attempt(end: tuple[str, int] | None, submission: str = "one") -> list[Event]
     return events
 
 
-def test_a_failure_that_cannot_be_mended_is_not_tried_again() -> None:
+@pytest.mark.parametrize("code", [BAD_OUTPUT, BUDGET, DEADLINE])
+def test_a_failure_that_cannot_be_mended_is_not_tried_again(code: int) -> None:
     with pytest.raises(Ended, match="not tried again: as it was") as caught:
-        limits.check([attempt(("failed", BAD_OUTPUT))], "one", None)
-    assert caught.value.code == BAD_OUTPUT
+        limits.check([attempt(("failed", code))], "one", None)
+    assert caught.value.code == code
     limits.check([attempt(("failed", 1))], "one", None)
     limits.check([attempt(("failed", BAD_OUTPUT)), attempt(None)], "one", None)
 
