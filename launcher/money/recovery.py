@@ -51,7 +51,7 @@ class Terms:
 @dataclass(frozen=True)
 class Event:
     """What became of a stay at ``at`` (seconds since the epoch): it was ``launched`` in ``place`` (a zone or
-    ``ON_DEMAND``), or that was ``refused``; it was ``lost``, or ``left`` to move elsewhere."""
+    ``ON_DEMAND``), or that was ``refused``; it was ``lost``, or ``left``: to move, or as the job failed."""
 
     at: float
     place: str

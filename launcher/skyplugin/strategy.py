@@ -54,7 +54,8 @@ class NemoSky(recovery_strategy.FailoverStrategyExecutor):  # type: ignore[misc]
         """Called whenever the controller takes the job up; must not raise."""
         self._terms = config.pop(KEY, {})
         self._running: str | None = None
-        self._moving = False
+        self._moving = False  # its nodes are taken down to go elsewhere
+        self._failed = False  # the job itself failed, which says nothing about the zone
         super().set_strategy_config(config)
 
     @property
@@ -69,8 +70,9 @@ class NemoSky(recovery_strategy.FailoverStrategyExecutor):  # type: ignore[misc]
     async def recover(self) -> float:
         """Called when the nodes are gone, or the job failed and is to be tried again."""
         place, self._running = self._running, None
-        event = {"place": place, "what": "left" if self._moving else "lost"} if place else None
-        self._moving = False
+        what = "left" if self._moving or self._failed else "lost"
+        event = {"place": place, "what": what} if place else None
+        self._moving = self._failed = False
         await asyncio.to_thread(self._cleanup_cluster)
         return await self._place(event, recovery=True)
 
@@ -78,7 +80,8 @@ class NemoSky(recovery_strategy.FailoverStrategyExecutor):  # type: ignore[misc]
         """A run at its budget or deadline is not tried again, whatever ``max_restarts_on_errors`` says."""
         if {BUDGET, DEADLINE} & set(exit_codes or ()):
             return False
-        return bool(super().should_restart_on_failure(exit_codes))
+        self._failed = bool(super().should_restart_on_failure(exit_codes))
+        return self._failed
 
     async def on_resume(self, cluster_name: str) -> None:
         """The controller was started anew: find out where the job runs."""
@@ -88,10 +91,11 @@ class NemoSky(recovery_strategy.FailoverStrategyExecutor):  # type: ignore[misc]
             self._running = _label(self._launched_resources)
 
     async def monitor_task(self, **kwargs: Any) -> None:
-        """SkyPilot's own monitor watches the job; beside it we watch the market."""
+        """SkyPilot's own monitor watches the job; we watch the markets, where it may use both."""
         parent = asyncio.current_task()
         assert parent
-        self._watcher = asyncio.create_task(self._watch(parent))
+        if len({one.use_spot for one in self.dag.tasks[0].resources}) > 1:
+            self._watcher = asyncio.create_task(self._watch(parent))
 
     async def _place(self, event: Mapping[str, str] | None, recovery: bool) -> float:
         """Launch where the policy says, until one launch succeeds."""
@@ -137,11 +141,11 @@ class NemoSky(recovery_strategy.FailoverStrategyExecutor):  # type: ignore[misc]
                 deciding = False
                 continue
             try:
-                answer, known = await self._ask(None, self._running, tries=1)
+                answer, _ = await self._ask(None, self._running, tries=1)
             except RuntimeError as error:
                 logger.info(f"[nemo-sky] no look at the market now: {error}")
                 continue
-            if len(known) < 2 or answer["do"] not in ("launch", "wait"):
+            if answer["do"] not in ("launch", "wait"):
                 deciding = False
                 continue
             if not deciding:
