@@ -68,6 +68,9 @@ def sweep(
         Path | None,
         typer.Option("--secrets", metavar="FILE", help="NAME=value lines that every trial needs."),
     ] = None,
+    work: Annotated[
+        str | None, typer.Option("--work", metavar="TIME", help="How long a trial works, if you know: 12h.")
+    ] = None,
     max_hourly: Annotated[
         str | None, typer.Option("--max-hourly", metavar="$", help="The most an hour of one trial may cost.")
     ] = None,
@@ -84,6 +87,7 @@ def sweep(
     from launcher import launch as flow
     from launcher.clusters import Placement
     from launcher.clusters import load as load_profile
+    from launcher.money.amounts import parse_duration
     from launcher.money.caps import Caps, from_flags
     from launcher.plan import Request
     from launcher.sweep import run
@@ -106,6 +110,7 @@ def sweep(
         nodes=nodes,
         placement=Placement(region, zone, gpus, market(spot, on_demand, spot_first)),
         secrets=secrets,
+        work=parse_duration(work) / 3600 if work else None,
         command=flow.command_line(known.argv),
     )
     name = name or run.default_name(request, space)

@@ -131,9 +131,9 @@ def check(space: Space, composed: Composed, known: tuple[str, ...], overrides: t
         wanted[space.resource.key] = ("resource", "key")
     for key, path in wanted.items():
         where = space.where(*path)
-        if key in set_already:
-            message = f"{key} is in the space, and the command line sets it: {set_already[key]}"
-            raise UserError(message, where=where)
+        if key in set_already and (key in space.keys or (space.resource and space.resource.max)):
+            said = "varies" if key in space.keys else f"ends at {space.resource and space.resource.max}"
+            raise UserError(f"{key} {said}, and the command line sets it: {set_already[key]}", where=where)
         if any(leaf.startswith(f"{key}.") for leaf in leaves):
             raise UserError(f"{key} is a section of the config, not a value", where=where)
         if key not in leaves and key not in known:

@@ -106,23 +106,26 @@ class Study:
                 self._handle(item.number).set_user_attr(_RUN, new_run_id())
         return [item for item in self.trials() if item.status == "open"]
 
-    def report(self, trial: Trial, points: Sequence[Point]) -> Trial:
+    def report(self, trial: Trial, points: Sequence[Point], ended: bool = False) -> Trial:
         """Take down what was measured since, in order of steps; ``stopped_at`` of the result says whether the
-        trial is too weak to go on, and where that was seen."""
+        trial is too weak to go on, and where that was seen. What came after that counts only when the run has
+        ``ended`` by itself."""
         handle = self._handle(trial.number)
-        known = self._frozen(trial.number).intermediate_values
+        known, stopped_at = self._frozen(trial.number).intermediate_values, trial.stopped_at
         for step, value in sorted(dict(points).items()):
-            if step in known or (known and step < max(known)):
+            if known and step <= max(known):
                 continue
-            handle.report(value, step)
-            if (
-                trial.stopped_at is None
-                and (self._longest is None or step < self._longest)
-                and handle.should_prune()
-            ):
-                handle.set_user_attr(_STOPPED, step)
+            if stopped_at is not None and not ended:
                 break
+            handle.report(value, step)
+            if stopped_at is None and not self._is_end(step) and handle.should_prune():
+                stopped_at = step
+                handle.set_user_attr(_STOPPED, step)
         return self.read(trial.number)
+
+    def _is_end(self, step: int) -> bool:
+        """There is nothing left to save."""
+        return self._longest is not None and step >= self._longest
 
     def complete(self, trial: Trial) -> Trial:
         """It trained to its end; its value is the last that was reported."""

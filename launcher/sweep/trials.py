@@ -85,8 +85,9 @@ def drive(here: Drive) -> str:
     what is to be measured is never logged. KeyboardInterrupt, and whatever else ends it, leaves trials to go
     on where they outlive the launcher, and stops them here where they do not; both are found again.
     """
-    here.waiting.extend(here.study.open_trials(here.new_run_id))
     try:
+        for trial in here.study.open_trials(here.new_run_id):
+            _take_up(here, trial)
         while True:
             for trial in list(here.live):
                 _look(here, trial)
@@ -155,18 +156,25 @@ def _short(here: Drive, trial: Trial | None) -> str | None:
     return f"{money(max(left, 0))} is left, and the dearest trial took {money(dearest)}"
 
 
-def _begin(here: Drive, trial: Trial) -> None:
-    """Launch a trial, or find its run again; it is live then, or has ended. Raises TooDear."""
-    folder = runs.directory(here.project.runs, trial.run_id)
-    known = (folder / "run.json").exists()
-    state = backends.get(here.backend).status(folder) if known else None
-    shown = ", ".join(f"{key}={value}" for key, value in trial.params.items())
-    if state and (state.active or state.status in ("SUCCEEDED", "FAILED") or trial.stopped_at is not None):
-        here.say(f"trial {trial.number}: {shown}; its run {trial.run_id} was {state.status.lower()}")
-        here.live.append(trial)
-        _look(here, trial)
+def _take_up(here: Drive, trial: Trial) -> None:
+    """A trial that had not ended when the last process of this sweep did. If its run is on, or has come to an
+    end that says something, it is looked at again; else it waits for its next attempt."""
+    if not (runs.directory(here.project.runs, trial.run_id) / "run.json").exists():
+        here.waiting.append(trial)  # it was never launched
         return
-    here.say(f"trial {trial.number}: {shown}  ({trial.run_id})")
+    run = runs.load(here.project.runs, trial.run_id)
+    state = backends.get(run.backend).status(runs.directory(here.project.runs, run.run_id))
+    if state.active or state.status in ("SUCCEEDED", "FAILED") or trial.stopped_at is not None:
+        here.say(f"trial {trial.number}: {_shown(trial)}  ({trial.run_id}, {state.status.lower()})")
+        here.live.append(trial)
+    else:
+        here.waiting.append(trial)
+
+
+def _begin(here: Drive, trial: Trial) -> None:
+    """Launch a trial: its first attempt, or the next of one that was interrupted. It is live then, unless
+    its configuration was made before. Raises TooDear."""
+    here.say(f"trial {trial.number}: {_shown(trial)}  ({trial.run_id})")
     try:
         [outcome] = flow.launch(_request(here.sweep, trial), here.project, _quiet, _quiet)
     except Refused:
@@ -175,11 +183,16 @@ def _begin(here: Drive, trial: Trial) -> None:
         _fail(here, trial, error.message)
         return
     if outcome.status == "skipped":
-        trial = here.study.name_run(trial, outcome.run_id)
-        trial = here.study.report(trial, metric_points(here.store, trial.run_id, here.sweep.space.metric))
-        _measured(here, trial) if trial.stopped_at is None else _stopped(here, trial)
+        _measured(here, here.study.name_run(trial, outcome.run_id))
         return
     here.live.append(trial)
+
+
+def _shown(trial: Trial) -> str:
+    return ", ".join(
+        f"{key}={value:.5g}" if isinstance(value, float) else f"{key}={value}"
+        for key, value in trial.params.items()
+    )
 
 
 def _quiet(_: str) -> None:
@@ -237,8 +250,9 @@ def _act(here: Drive, trial: Trial) -> None:
 
 
 def _measured(here: Drive, trial: Trial) -> None:
-    """The trial's run has trained to its end."""
+    """The trial's run has trained to its end, perhaps before it could be stopped."""
     metric = here.sweep.space.metric
+    trial = here.study.report(trial, metric_points(here.store, trial.run_id, metric), ended=True)
     if trial.value is None:
         names = _logged(here.store, trial.run_id)
         here.study.fail(trial, f"{metric} was never logged")
