@@ -114,7 +114,10 @@ def sweep(
         command=flow.command_line(known.argv),
     )
     name = name or run.default_name(request, space)
-    given = from_flags(budget, max_hourly, experiment=name)
+    try:
+        given = from_flags(budget, max_hourly, experiment=name)
+    except UserError as error:  # a sweep's name is its experiment's
+        raise UserError(error.message.replace("--experiment:", "--name:"), hint=error.hint) from None
     caps = Caps(max_hourly=given.max_hourly, experiment=name, experiment_budget=given.budget)
     assert given.budget is not None
     backend = load_profile(request.cluster, found.clusters).backend

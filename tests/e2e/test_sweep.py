@@ -200,19 +200,20 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
 
 
 def test_it_goes_on_while_the_budget_pays_and_more_money_goes_on_from_there(place: Place) -> None:
-    first = place.sweep(X, "$5")
-    begun, held = [row for row in first.rows if row["cost_usd"]], place.account()
-    assert 0 < held.committed() <= 5 * MICROS
-    assert 1 <= len(begun) == len(place.every())
-    assert {row["status"] for row in begun} == {"complete"}
+    first = place.sweep(X, "$6")
+    held, launched = place.account(), len(place.every())
+    assert 0 < held.committed() <= 6 * MICROS
+    assert launched
     assert "is left" in first.why or "does not pay" in first.why
 
-    more = place.sweep(X, "$9")
+    more = place.sweep(X, "$12")
     held = place.account()
-    assert [item.amount / MICROS for item in held.budgets] == [5, 9]
-    assert held.committed() <= 9 * MICROS
-    assert more.rows[: len(begun)] == begun, "nothing was done again"
-    assert len(place.every()) > len(begun)
+    assert [item.amount / MICROS for item in held.budgets] == [6, 12]
+    assert held.committed() <= 12 * MICROS
+    done = [row for row in first.rows if row["status"] == "complete"]
+    assert [row for row in more.rows if row["trial"] in {row["trial"] for row in done}] == done
+    assert sum(row["status"] == "complete" for row in more.rows) > len(done)
+    assert [len(held.of(row["run_id"])) for row in done] == [1] * len(done), "nothing was done again"
 
     with pytest.raises(Refused, match="below the"):
         place.sweep(X, "$0.1")
