@@ -60,12 +60,14 @@ def grid(seed: int) -> list[list[str]]:
 
 
 def run_grid(here: Project, budget: float, seed: int) -> None:
-    """One launch after the other until the ledger refuses one, or stops it."""
+    """One launch after the other until the ledger refuses one. A launch that the budget stopped is launched
+    again while there is money, as a sweep does."""
     caps = ("--experiment", GRID, "--experiment-budget", f"{budget:g}")
     for point in grid(seed):
         words = ["launch", *BASE, *FIXED, *point, *caps]
-        done = run(here, words)
-        if done.returncode in (3, 5):
+        while (done := run(here, words)).returncode == 5:
+            pass
+        if done.returncode == 3:
             return
         if done.returncode not in (0, 1):  # a point that diverges is a point
             sys.exit(f"{' '.join(words)} failed:\n{done.stderr}")
@@ -131,7 +133,7 @@ def main() -> None:
         (here.root / "clusters" / "priced.yaml").write_text(PROFILE)
         (here.root / "space.json").write_text(json.dumps(space(asked.seed)))
         with (here.root / "nemo-sky.yaml").open("a") as file:
-            file.write("money: {check_every: 2s, setup: 30s}\n")
+            file.write("money: {check_every: 10s, setup: 20s}\n")
         here.run("launch", "tiny", "data/prep/pretrain", "-c", "smoke", "--cloud", "local")
         with ThreadPoolExecutor(2) as pool:
             both = [

@@ -25,7 +25,7 @@ from tests.e2e.conftest import Project, make_project
 PRICED = 'extends: local\nprice_per_hour: 360\nenv: {{NEMO_SKY_GRACE_S: "{grace}"}}\n'
 
 TINY = ("sweep", "tiny", "pretrain", "-c", "smoke", "--cloud", "priced", "--space", "lr.yaml")
-TINY_BUDGET = 40.0
+TINY_BUDGET = 60.0
 TINY_SPACE = """\
 seed: 2
 resource: {key: train.steps, min: 10, max: 40}
@@ -39,8 +39,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Project:
     made = make_project(tmp_path_factory.mktemp("sweep") / "project")
     (made.root / "clusters" / "priced.yaml").write_text(PRICED.format(grace=10))
     (made.root / "lr.yaml").write_text(TINY_SPACE)
-    with (made.root / "nemo-sky.yaml").open("a") as file:
-        file.write("money: {check_every: 2s}\n")
     made.run("launch", "tiny", "data/prep/pretrain", "-c", "smoke", "--cloud", "local")
     return made
 
@@ -147,8 +145,8 @@ while step < config["steps"]:
 """
 CONFIG = "x: 0.1\nsteps: 10\npause: 0.01\nbreaks_above: 9\ncheckpoints: ${node:checkpoints}\n"
 X = "seed: 4\nspace:\n  x: {low: 0, high: 1}\n"
-# Ten cents a second. The first lease: 20 s of set-up, 2 s to the first check, 8 s to save.
-CHECK_USD = 0.2
+# Ten cents a second. The first lease: 17 s of set-up, 5 s to the first check, 8 s to save.
+CHECK_USD = 0.5
 
 
 @dataclass
@@ -185,7 +183,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     for name in ("NEMO_SKY_ARTIFACTS", "NEMO_SKY_TRACKING", "AWS_ENDPOINT_URL", "NEMO_SKY_FAKE"):
         monkeypatch.delenv(name, raising=False)
     (tmp_path / "nemo-sky.yaml").write_text(
-        "artifacts: store\ntracking: sqlite:///ml.db\nmoney: {check_every: 2s, setup: 20s}\n"
+        "artifacts: store\ntracking: sqlite:///ml.db\nmoney: {check_every: 5s, setup: 17s}\n"
     )
     (tmp_path / "clusters").mkdir()
     local = "backend: local\npython: current\ncontainers: false\n"
