@@ -147,13 +147,13 @@ def test_a_deadline_can_make_it_dear() -> None:
 @given(
     st.lists(
         st.builds(
-            Way, st.just("x"), st.floats(0.01, 900), st.integers(1, 10**12), st.just("s"), st.booleans(),
+            Way, st.just("x"), st.floats(0.01, 90), st.integers(10**7, 2 * 10**9), st.just("s"), st.booleans(),
             st.none(), st.booleans(),
         ),
         max_size=6,
     ),
-    st.integers(11_000_000, 10**12),
-    st.floats(1000, 3e6),
+    st.integers(11_000_000, 10**9),
+    st.floats(1000, 3e5),
 )  # fmt: skip
 def test_what_the_gate_says_would_do_does(ways: list[Way], budget: int, deadline: float) -> None:
     """It refuses exactly what cannot fit, and is content with the cap that it names."""
