@@ -147,8 +147,8 @@ def test_a_deadline_can_make_it_dear() -> None:
 @given(
     st.lists(
         st.builds(
-            Way, st.just("x"), st.floats(0.01, 90), st.integers(10**7, 2 * 10**9), st.just("s"), st.booleans(),
-            st.none(), st.booleans(),
+            Way, st.just("x"), st.floats(0.01, 90), st.integers(10**7, 2 * 10**9), st.just("s"),
+            st.booleans(), st.none(), st.booleans(),
         ),
         max_size=6,
     ),
