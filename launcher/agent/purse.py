@@ -189,7 +189,8 @@ class Purse:
                     break
                 until, why = now, Outcome("interrupted", INTERRUPTED, error.message)
             if self._capped:
-                fuse.move(self._fuse, self._lease.burns_at(until) / 1000)
+                last = until if self._deadline is None else min(until, self._deadline)
+                fuse.move(self._fuse, self._lease.burns_at(last) / 1000)
             now, stop_at = now_ms(), self._lease.stop_at(until)
             if self._capped and now >= stop_at:
                 self._ask(why)
