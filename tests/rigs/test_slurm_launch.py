@@ -45,12 +45,16 @@ def whole(on: Launches) -> dict[str, float]:
 
 
 def kill_api_server(slurm: SlurmRig) -> None:
-    """SIGKILL the rig's own API server; the next command starts it again."""
+    """SIGKILL the rig's own API server with its workers, as when its machine fails; the next command starts
+    it again. (Workers that outlive it keep its queue's port, and no other server can start.)"""
     for process in psutil.process_iter():
         try:
             of_rig = process.environ().get("HOME") == slurm.home.own["HOME"]
             if of_rig and "sky.server.server" in process.cmdline():
-                process.kill()
+                family = [process, *process.children(recursive=True)]
+                for member in family:
+                    member.kill()
+                psutil.wait_procs(family, timeout=30)
         except psutil.Error:
             continue
 
