@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import signal
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 
 from launcher import launch, plan, project, runs
 from launcher.errors import Refused, RunFailed, UserError
+from launcher.lineage.mlflow_client import connected
 from launcher.money import caps
 from launcher.money.account import MICROS, Account
 from launcher.money.ledger import open_ledger
@@ -179,8 +181,18 @@ class Place:
         return runs.every(self.project.runs)
 
 
+@pytest.fixture(scope="module")
+def empty_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow takes longer to make its database than a sweep takes here."""
+    file = tmp_path_factory.mktemp("mlflow") / "ml.db"
+    with connected(f"sqlite:///{file}") as client:
+        client.search_experiments()
+    return file
+
+
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_mlflow: Path) -> Place:
+    shutil.copy(empty_mlflow, tmp_path / "ml.db")
     for name in ("NEMO_SKY_ARTIFACTS", "NEMO_SKY_TRACKING", "AWS_ENDPOINT_URL", "NEMO_SKY_FAKE"):
         monkeypatch.delenv(name, raising=False)
     (tmp_path / "nemo-sky.yaml").write_text(
