@@ -71,6 +71,7 @@ def test_a_preempted_job_goes_on_in_another_zone(on: Launches, aws: AwsRig) -> N
     assert first.spot
     shown = on.project.run("plugin", "status").stdout
     assert shown.startswith("the API server has the plugin nemo-sky")
+    assert run_id in on.project.run("plugin", "uninstall", code=3).stderr
     aws.preempt(first.id, notice=False)
     assert until(lambda: any(item.id != first.id for item in aws.instances()), 300)
     second = the_only(aws)
