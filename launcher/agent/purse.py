@@ -131,7 +131,7 @@ class Purse:
         """The account once this attempt has its entry: what the launcher, or the recovery strategy after it,
         has reserved, unless an attempt had it already."""
         job, number, now = self._job, self._attempt.number, now_ms()
-        key = accounts.free(held, job.run_id, now) or job.money.reservation or ""
+        key = accounts.free(held, job.run_id) or job.money.reservation or ""
         own = f"{job.run_id}/attempt-{number}"
         if own in held.entries:
             return held  # the reply was lost

@@ -228,9 +228,10 @@ def settle(account: Account, key: str, ended: int) -> Account:
     return _with(account, replace(entry, ended=max(ended, entry.launched, entry.ended or 0)))
 
 
-def free(account: Account, run: str, now: int) -> str | None:
-    """The run's newest reservation that no agent has taken over yet; None when there is none."""
-    found = [entry for entry in account.of(run) if entry.attempt is None and entry.is_open(now)]
+def free(account: Account, run: str) -> str | None:
+    """The run's newest reservation that no agent has taken over yet, also one whose lease the set-up has
+    outlasted; None when there is none."""
+    found = [entry for entry in account.of(run) if entry.attempt is None and entry.ended is None]
     return found[-1].key if found else None
 
 

@@ -74,7 +74,7 @@ def test_a_launch_is_reserved_before_it_is_answered_and_the_budget_ends_the_job(
     assert decide(question(tmp_path), NOW)["place"] == "a1"
     (entry,) = ledger.read(name).of("r")
     assert (entry.market, entry.zone, entry.nodes, entry.price) == ("spot", "a1", 2, 10 * MICROS)
-    assert accounts.free(ledger.read(name), "r", round(NOW * 1000)) == entry.key
+    assert accounts.free(ledger.read(name), "r") == entry.key
 
     lost = {"place": "a1", "what": "lost"}
     again = decide(question(tmp_path, event=lost), NOW + 300)
@@ -82,6 +82,8 @@ def test_a_launch_is_reserved_before_it_is_answered_and_the_budget_ends_the_job(
     held = ledger.read(name)
     assert [entry.zone for entry in held.of("r")] == ["a1", "a2"]
     assert held.of("r")[0].ended == round((NOW + 300) * 1000)
+    assert accounts.free(held, "r") == held.of("r")[1].key
+    assert accounts.free(accounts.adopt(held, held.of("r")[1].key, 2, {}), "r") is None
 
     ended = decide(question(tmp_path, event={"place": "a2", "what": "lost"}), NOW + 900)
     assert ended["do"] == "stop"
