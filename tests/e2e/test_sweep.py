@@ -229,7 +229,7 @@ def test_it_goes_on_while_the_budget_pays_and_more_money_goes_on_from_there(plac
     with pytest.raises(Refused, match="below the"):
         place.sweep(X, "$0.1")
     with pytest.raises(UserError, match="another space"):
-        place.sweep("space: {x: {low: 0, high: 2}}", "$5")
+        place.sweep("space: {x: {low: 0, high: 2}}", "$60")
 
 
 def test_a_trial_at_the_budget_is_saved_and_goes_on_with_more(place: Place) -> None:
