@@ -178,7 +178,10 @@ class Purse:
             now = now_ms()
             try:
                 self._use(self._change(self._renew))
-                until, why = self._entry.until, self._reached()
+                until = self._entry.until
+                # Caps alone make a grant shorter than what was asked for.
+                late = Outcome("interrupted", INTERRUPTED, "the ledger took too long to answer")
+                why = self._reached() if until < self._lease.next(now) else late
                 self._trouble.over()
             except (StoreError, TimeoutError) as error:
                 until = self._lease.at_worst(until, now)
