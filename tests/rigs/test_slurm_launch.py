@@ -165,7 +165,7 @@ def test_through_a_remote_api_server(on: Launches, tmp_path: Path) -> None:
     server = f"http://127.0.0.1:{rigs.pop('SKYPILOT_API_SERVER_LOCAL_PORT')}"
     env = {**rigs, "HOME": str(tmp_path / "home"), "SKYPILOT_API_SERVER_ENDPOINT": server}
     away = Launches(make_project(tmp_path / "project", **env), on.profile)
-    done = away.launch(*SHORT)
+    done = away.launch(*SHORT, "--force")
     assert away.show(done["run_id"])["status"] == "SUCCEEDED"
     assert not (tmp_path / "home" / ".sky" / "state.db").exists()
 
