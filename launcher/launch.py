@@ -14,10 +14,9 @@ import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher import config, fuse, inputs, pipeline, provenance, runs, secrets, strategy, task
+from launcher import config, fuse, inputs, luggage, pipeline, provenance, runs, secrets, strategy, task
 from launcher import preflight as checks
 from launcher.errors import BudgetReached, DeadlineReached, Refused, RunFailed, UserError
 from launcher.money import booking
@@ -365,6 +364,9 @@ def write_job(
     for name, patch in patches.items():
         if patch:
             runs.write_text(folder / name, patch)
+    luggage.files_of(folder)
+    if plan.profile.backend == "sky" and not has_launcher(project):
+        luggage.copy_of_launcher(folder)
     runs.write_text(folder / "task.yaml", task.dump(submitted))
     return submitted
 
@@ -396,10 +398,15 @@ def task_of_run(plan: Plan, project: Project, run_id: str) -> task.Task:
     )
     if plan.profile.backend == "sky":
         submitted["envs"] |= ports_of(run_id)
-        if not (project.root / "launcher" / "agent").is_dir():
-            code = str(Path(__file__).parent)
-            submitted["file_mounts"] |= {f"~/.nemo-sky/code/{run_id}/launcher": code}
+        if not has_launcher(project):
+            code = runs.directory(project.runs, run_id) / "code" / "launcher"
+            submitted["file_mounts"] |= {f"~/.nemo-sky/code/{run_id}/launcher": str(code)}
     return {**submitted, "workdir": str(project.root)}
+
+
+def has_launcher(project: Project) -> bool:
+    """Whether the working directory takes the launcher to the nodes."""
+    return (project.root / "launcher" / "agent").is_dir()
 
 
 def ports_of(run_id: str) -> dict[str, str]:

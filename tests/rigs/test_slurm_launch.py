@@ -160,7 +160,7 @@ def test_launcher_api_server_and_store_go_away(
 def test_through_a_remote_api_server(on: Launches, tmp_path: Path) -> None:
     """A machine that has nothing of SkyPilot's but the server's address: the working directory and the run's
     files are uploaded to it."""
-    on.project.run("queue")  # starts the rig's server
+    on.project.run("doctor", "--cluster", str(on.profile))  # starts the rig's server
     rigs = dict(on.project.env)
     server = f"http://127.0.0.1:{rigs.pop('SKYPILOT_API_SERVER_LOCAL_PORT')}"
     env = {**rigs, "HOME": str(tmp_path / "home"), "SKYPILOT_API_SERVER_ENDPOINT": server}
