@@ -95,15 +95,15 @@ def preflight(request: Request, project: Project, drafts: Sequence[Plan], store:
         raise UserError("--work says how long one stage works; launch the stages one by one with it")
     if request.resume and len(drafts) > 1:
         raise UserError("--resume names a run of one stage; without it, `all` resumes what is unfinished")
+    tasks: dict[str, task.Task] = {}
     for draft in drafts:
         checks.require(checks.of_plan(draft, project, request.secrets), request.force)
-        submitted = task_of_run(draft, project, draft.name)
+        submitted = tasks[draft.name] = task_of_run(draft, project, draft.name)
         booking.check(draft, request, project, submitted)
         checks.require(checks.quotas(submitted), request.force)
     checks.require(checks.of_project(project, store), request.force)
     beginning = begin_anew(drafts, request, project, store)
-    tasks = [task_of_run(draft, project, draft.name) for draft in beginning]
-    booking.foresee(list(zip(beginning, tasks, strict=True)), request, project, store)
+    booking.foresee([(draft, tasks[draft.name]) for draft in beginning], request, project, store)
     for profile in {draft.profile.infra: draft.profile for draft in drafts}.values():
         checks.require(checks.of_place(profile), request.force)
     for draft, later in zip(drafts, awaited(drafts), strict=True):

@@ -178,22 +178,24 @@ def prices_of(
         return price, None if profile.spot or profile.spot_first else price
     if profile.backend == "local" or (profile.infra or "").split("/")[0].lower() in places.OWN:
         return None, None
-    totals: list[tuple[float, str, str, Want]] = []
+    totals: list[tuple[float, str, str, Market, Want]] = []
     for want in want_of(task):
         try:
             found = find(want, root)
         except Refused:
             continue
         totals += [
-            (paid, offer.place, offer.instance, want)
+            (paid, offer.place, offer.instance, market, want)
             for offer in found.offers
             for market in want.markets
             if offer.ask is None and not offer.floor and (paid := offer.total(market)) is not None
         ]
     if not totals:
         return None, None
-    price, place, instance, want = (max if highest else min)(totals, key=lambda item: item[:3])
-    both = find(replace(want, markets=MARKETS), root).offers
+    price, place, instance, market, want = (max if highest else min)(totals, key=lambda item: item[:3])
+    if market == "on-demand":
+        return price, price
+    both = find(replace(want, markets=MARKETS, infra=place), root).offers
     same = (offer for offer in both if (offer.place, offer.instance) == (place, instance))
     return price, next((offer.total("on-demand") for offer in same), None)
 
