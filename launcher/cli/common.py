@@ -75,6 +75,11 @@ ZoneOption = Annotated[
 GpusOption = Annotated[
     str | None, typer.Option("--gpus", metavar="TYPE:COUNT", help="GPUs of each node, such as H100:8.")
 ]
+SpotOption = Annotated[bool, typer.Option("--spot", help="On spot nodes only, recovered by SkyPilot.")]
+OnDemandOption = Annotated[bool, typer.Option("--on-demand", help="Not on spot, whatever the profile says.")]
+SpotFirstOption = Annotated[
+    bool, typer.Option("--spot-first", help="On spot while there is some, else on-demand.")
+]
 StageArgument = Annotated[
     list[str],
     typer.Argument(

@@ -15,8 +15,11 @@ from launcher.cli.common import (
     GpusOption,
     JsonOption,
     NodesOption,
+    OnDemandOption,
     ProjectOption,
     RegionOption,
+    SpotFirstOption,
+    SpotOption,
     StageArgument,
     ZoneOption,
     cluster_name,
@@ -37,13 +40,9 @@ def launch(
     region: RegionOption = None,
     zone: ZoneOption = None,
     gpus: GpusOption = None,
-    spot: Annotated[bool, typer.Option("--spot", help="On spot nodes only, recovered by SkyPilot.")] = False,
-    on_demand: Annotated[
-        bool, typer.Option("--on-demand", help="Not on spot, whatever the profile says.")
-    ] = False,
-    spot_first: Annotated[
-        bool, typer.Option("--spot-first", help="On spot while there is some, else on-demand.")
-    ] = False,
+    spot: SpotOption = False,
+    on_demand: OnDemandOption = False,
+    spot_first: SpotFirstOption = False,
     managed: Annotated[
         bool, typer.Option("--managed", help="As a managed job, which SkyPilot recovers by itself.")
     ] = False,

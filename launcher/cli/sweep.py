@@ -15,8 +15,11 @@ from launcher.cli.common import (
     GpusOption,
     JsonOption,
     NodesOption,
+    OnDemandOption,
     ProjectOption,
     RegionOption,
+    SpotFirstOption,
+    SpotOption,
     StageArgument,
     ZoneOption,
     cluster_name,
@@ -57,13 +60,9 @@ def sweep(
     region: RegionOption = None,
     zone: ZoneOption = None,
     gpus: GpusOption = None,
-    spot: Annotated[bool, typer.Option("--spot", help="On spot nodes only, recovered by SkyPilot.")] = False,
-    on_demand: Annotated[
-        bool, typer.Option("--on-demand", help="Not on spot, whatever the profile says.")
-    ] = False,
-    spot_first: Annotated[
-        bool, typer.Option("--spot-first", help="On spot while there is some, else on-demand.")
-    ] = False,
+    spot: SpotOption = False,
+    on_demand: OnDemandOption = False,
+    spot_first: SpotFirstOption = False,
     secrets: Annotated[
         Path | None,
         typer.Option("--secrets", metavar="FILE", help="NAME=value lines that every trial needs."),
