@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher import runs
+from launcher.agent.ends import BUDGET_REACHED, DEADLINE_REACHED
 from launcher.backends import sky_calls
 from launcher.backends.base import ACTIVE, State
 from launcher.errors import Refused
@@ -27,7 +28,7 @@ GONE_S = 120.0  # a request that was posted is in SkyPilot's lists by then
 TAIL = 40
 _AGAIN = 200  # lines remembered, so that a log taken up again is not shown twice
 # How an attempt ends at a cap, in its journal and as a status. To SkyPilot it failed.
-CAPS = {"budget reached": "BUDGET_REACHED", "deadline reached": "DEADLINE_REACHED"}
+CAPS = {BUDGET_REACHED: "BUDGET_REACHED", DEADLINE_REACHED: "DEADLINE_REACHED"}
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from launcher.agent.ends import BUDGET_REACHED
 from launcher.artifacts import checkpoints
 from launcher.artifacts.store import Store, open_store
 from launcher.errors import UserError
@@ -31,7 +32,6 @@ from launcher.money.lease import Lease
 from launcher.money.ledger import Ledger, account_name, open_ledger
 from launcher.money.policy import ON_DEMAND, Keep, Launch, Wait
 from launcher.money.recovery import Event, Here, Terms
-from launcher.skyplugin.names import REACHED
 
 _KEPT = 500  # events
 
@@ -69,7 +69,7 @@ def decide(asked: Mapping[str, Any], now: float) -> dict[str, Any]:
             if running is None:
                 _reserve(ledger, name, terms, decision.place, place, asked, now)
         except Short as short:
-            return {"do": "stop", "place": None, "why": f"{REACHED}: {short.message}", "step": None}
+            return {"do": "stop", "place": None, "why": f"{BUDGET_REACHED}: {short.message}", "step": None}
         return {"do": "launch", "place": decision.place, "why": why, "step": _step(store, terms.run)}
     if isinstance(decision, (Keep, Wait)):
         word = type(decision).__name__.lower()

@@ -5,4 +5,3 @@ KEY = "nemo_sky"  # of job_recovery, with the strategy's terms
 NAME = "nemo-sky"  # of the plugin, as the server tells it
 UNCONSOLIDATED = "nemo-sky without jobs.controller.consolidation_mode"
 CLASS = "launcher.skyplugin.plugin.Plugin"
-REACHED = "budget reached"  # begins the reason of a job that was not recovered for its cost
