@@ -73,10 +73,15 @@ def make_project(root: Path, **env: str) -> Project:
         elif source.exists():
             shutil.copy(source, root / name)
     (root / ".gitignore").write_text(".nemo-sky/\n__pycache__/\n")
+    commit_all(root)
+    return Project(root, env)
+
+
+def commit_all(root: Path) -> None:
+    """Make ``root`` a git repository with all that is in it."""
     identity = ["-c", "user.name=Test", "-c", "user.email=test@example.com"]
     for words in (["init", "-q"], ["add", "-A"], [*identity, "commit", "-qm", "Test project"]):
         subprocess.run(["git", *words], cwd=root, check=True)
-    return Project(root, env)
 
 
 @pytest.fixture(scope="session")

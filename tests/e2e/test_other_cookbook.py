@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from tests.e2e.conftest import make_project
+from tests.e2e.conftest import commit_all, make_project
 
 PREP = "src/book/recipes/nano3/stage0_pretrain/config/data_prep"
 
@@ -16,9 +16,7 @@ PREP = "src/book/recipes/nano3/stage0_pretrain/config/data_prep"
 def test_a_stage_of_another_cookbook_runs(tmp_path: Path) -> None:
     project = make_project(tmp_path / "project", NEMO_SKY_RECIPES="../Nemotron")
     words = tmp_path / "Nemotron" / PREP / "words.txt"
-    identity = ("-c", "user.name=Test", "-c", "user.email=test@example.com")
-    for command in (("init", "-q"), ("add", "-A"), (*identity, "commit", "-qm", "A cookbook")):
-        subprocess.run(["git", *command], cwd=tmp_path / "Nemotron", check=True)
+    commit_all(tmp_path / "Nemotron")
     words.write_text(words.read_text() + "\n")  # an edit that is not committed
     done = project.run("launch", "nano3", "data/prep/pretrain", "--cloud", "local", "shards=8")
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("{")]
