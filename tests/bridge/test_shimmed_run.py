@@ -17,7 +17,7 @@ import pytest
 
 from tests.bridge.conftest import ROOT, make_project
 from tests.e2e.conftest import Project
-from tests.e2e.crash import kill_all, lines_until, story
+from tests.e2e.crash import kill_all, story, until_committed
 
 Outcome = dict[str, Any]
 STEPS = 30
@@ -107,7 +107,7 @@ def test_shimmed_pretrain_killed_resumed_at_another_tp_then_sft(project: Project
     assert whole["output"] == "art://nano3-pretrain-model:v1"
 
     launcher = project.start("launch", *PRETRAIN, "--force")
-    lines_until(launcher, "committed checkpoint ")
+    until_committed(launcher)
     kill_all(project, launcher)
     killed = story(project)
     assert killed["status"] == "LOST"

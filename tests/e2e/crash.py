@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 from pathlib import Path
 from typing import Any
 
 from tests.e2e.conftest import Project
+
+COMMITTED = re.compile(r"committed checkpoint (\d+) ")
 
 
 def processes_of(project: Project) -> list[int]:
@@ -41,17 +44,19 @@ def kill_all(project: Project, launcher: subprocess.Popen[str]) -> None:
     launcher.wait()
 
 
-def lines_until(launcher: subprocess.Popen[str], word: str) -> list[str]:
-    """Read the launch's output up to the line that holds ``word``."""
+def until_committed(launcher: subprocess.Popen[str], step: int = 1) -> list[str]:
+    """Read the launch's output up to the first commit at ``step`` or beyond.
+
+    A trainer that is faster than its store leaves checkpoints out: the agent commits the newest.
+    """
     assert launcher.stdout
     seen = []
     for line in launcher.stdout:
         seen.append(line)
-        if word in line:
+        if (found := COMMITTED.search(line)) and int(found[1]) >= step:
             return seen
-    raise AssertionError(
-        f"ended before {word!r}:\n{''.join(seen)}\n{launcher.stderr and launcher.stderr.read()}"
-    )
+    errors = launcher.stderr.read() if launcher.stderr else ""
+    raise AssertionError(f"ended before step {step} was committed:\n{''.join(seen)}\n{errors}")
 
 
 def story(project: Project) -> dict[str, Any]:

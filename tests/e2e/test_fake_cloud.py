@@ -8,9 +8,19 @@ import signal
 import pytest
 
 from tests.e2e.conftest import Project, make_project
+from tests.e2e.crash import until_committed
 from tests.e2e.test_resume import last_model
 
-WORDS = ("tiny", "pretrain", "-c", "smoke", "data=null", "run.data=null", "train.steps=60")
+WORDS = (
+    "tiny",
+    "pretrain",
+    "-c",
+    "smoke",
+    "data=null",
+    "run.data=null",
+    "train.steps=200",
+    "train.save_interval=20",
+)
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +30,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 def test_preempted_twice_on_spot(project: Project) -> None:
     whole = last_model(project, project.run("launch", *WORDS, "--cloud", "local", "--json"))
-    commands = "preempt@committed checkpoint 10 ; preempt@committed checkpoint 30 "
+    commands = "preempt@committed checkpoint; preempt@committed checkpoint"
     unlucky = Project(project.root, {**project.env, "NEMO_SKY_FAKE": commands})
     done = unlucky.run("launch", *WORDS, "--cloud", "fake", "--spot", "--force", "--json")
     assert "as a managed job: spot nodes can be preempted" in done.stderr
@@ -30,7 +40,7 @@ def test_preempted_twice_on_spot(project: Project) -> None:
 
 
 def test_too_many_preemptions_end_the_run(project: Project) -> None:
-    commands = "preempt@committed checkpoint 10 ; preempt@committed checkpoint 30 "
+    commands = "preempt@committed checkpoint; preempt@committed checkpoint"
     unlucky = Project(project.root, {**project.env, "NEMO_SKY_FAKE": commands})
     done = unlucky.run(
         *("launch", *WORDS, "--cloud", "fake", "--spot", "--preemptions", "1", "--force"), code=1
@@ -40,8 +50,7 @@ def test_too_many_preemptions_end_the_run(project: Project) -> None:
 
 def test_ctrl_c_leaves_the_run_be(project: Project) -> None:
     launcher = project.start("launch", *WORDS, "--cloud", "fake", "--force")
-    assert launcher.stdout
-    next(line for line in launcher.stdout if "committed checkpoint 10 " in line)
+    until_committed(launcher)
     launcher.send_signal(signal.SIGINT)
     assert launcher.wait(timeout=60) == 130
     (active,) = json.loads(project.run("queue", "--json").stdout)

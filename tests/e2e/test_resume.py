@@ -15,7 +15,7 @@ import pytest
 from launcher.artifacts import checkpoints
 from launcher.artifacts.store import open_store
 from tests.e2e.conftest import Project, make_project
-from tests.e2e.crash import kill_all, lines_until, processes_of, story
+from tests.e2e.crash import kill_all, processes_of, story, until_committed
 from tests.e2e.s3 import FAKE_CREDENTIALS, serve
 
 # Long enough to be killed in the middle, short enough for a test: ten checkpoints in about 15 seconds.
@@ -46,7 +46,7 @@ def last_model(project: Project, done: subprocess.CompletedProcess[str]) -> dict
 
 def test_killed_in_the_middle_of_training(prepared: Project, whole: dict[str, Any]) -> None:
     launcher = prepared.start("launch", *LONG, "--force")
-    lines_until(launcher, "committed checkpoint 40 ")
+    until_committed(launcher, 40)
     kill_all(prepared, launcher)
     killed = story(prepared)
     assert killed["status"] == "LOST"
@@ -67,7 +67,7 @@ def test_the_same_command_resumes_by_itself_at_another_parallelism(
     """Ctrl-C, then the very same command; the run's own fingerprint finds it."""
     command = (*LONG, "train.seed=77")
     launcher = prepared.start("launch", *command)
-    lines_until(launcher, "committed checkpoint 20 ")
+    until_committed(launcher, 20)
     os.kill(launcher.pid, signal.SIGINT)
     assert launcher.wait(timeout=120) == 130
     assert processes_of(prepared) == [], "Ctrl-C leaves nothing running"
