@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import tempfile
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from launcher import runs
 from launcher.agent.ends import BUDGET_REACHED, DEADLINE_REACHED
@@ -27,6 +28,7 @@ POLL_S = 1.0
 GONE_S = 120.0  # a request that was posted is in SkyPilot's lists by then
 TAIL = 40
 _AGAIN = 200  # lines remembered, so that a log taken up again is not shown twice
+_UNDER_WAY = ("PENDING", "WAITING", "RUNNING")  # of a request
 # How an attempt ends at a cap, in its journal and as a status. To SkyPilot it failed.
 CAPS = {BUDGET_REACHED: "BUDGET_REACHED", DEADLINE_REACHED: "DEADLINE_REACHED"}
 
@@ -89,31 +91,37 @@ def follow(run_dir: Path, *, from_start: bool = True, wait: bool = True) -> Iter
 
     A lost connection is taken up again where it broke off; leaving it stops nothing.
     """
+    ended, ticket = _ended(run_dir), _ticket(run_dir)
+    asked = sky_calls.request_state(ticket.request) if ticket and ticket.request and not ended else None
+    launching = asked is not None and asked.status in _UNDER_WAY
     log = run_dir / "logs" / "sky.log"
-    if not status(run_dir).active and log.exists():
+    if (ended or not (launching or status(run_dir).active)) and log.exists():
         if from_start:
             yield from log.read_text(errors="replace").splitlines()
         return
-    ticket = _ticket(run_dir)
     if ticket is None:
         return
-    if wait and ticket.request and status(run_dir).status in ("PENDING", "SETUP"):
+    job = None
+    if wait and launching and ticket.request:
         with contextlib.suppress(Refused):  # why it failed is the run's status
-            yield from sky_calls.request_log(ticket.request)
+            job = yield from sky_calls.launch_log(ticket.request, ticket.job, ticket.managed)
     shown: deque[str] = deque(maxlen=_AGAIN)
-    while True:
-        with contextlib.suppress(Refused):
-            fresh = not shown
-            skipping = bool(shown)
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as said:
+        while True:
+            fresh, skipping, whole = not shown, bool(shown), False
             tail = 0 if from_start or not fresh else 1
-            for line in _log(ticket, wait=wait, tail=tail):
-                skipping = skipping and line in shown
-                if not skipping:
-                    shown.append(line)
-                    yield line
-        if not wait or not status(run_dir).active:
-            return
-        time.sleep(POLL_S)
+            with contextlib.suppress(Refused):
+                for line in _log(ticket, job, wait=wait, tail=tail):
+                    skipping = skipping and line in shown
+                    if not skipping:
+                        shown.append(line)
+                        said.write(f"{line}\n")
+                        yield line
+                whole = from_start and fresh
+            job = None  # a recovery may have given it another cluster
+            if not wait or not _state(run_dir, said if whole else None).active:
+                return
+            time.sleep(POLL_S)
 
 
 def cancel(run_dir: Path, grace_s: float | None = None) -> None:
@@ -133,11 +141,11 @@ def cancel(run_dir: Path, grace_s: float | None = None) -> None:
         while (state := status(run_dir)).active:
             time.sleep(POLL_S)
         if state.status not in ("SUCCEEDED", "FAILED"):
-            _finish(run_dir, ticket, replace(state, status="CANCELLED"))
+            _finish(run_dir, ticket, None, replace(state, status="CANCELLED"))
         return
     sky_calls.cancel_cluster_job(name)
     if (state := status(run_dir)).status not in ("SUCCEEDED", "FAILED"):
-        _finish(run_dir, ticket, replace(state, status="CANCELLED", reason="cancelled"))
+        _finish(run_dir, ticket, None, replace(state, status="CANCELLED", reason="cancelled"))
     sky_calls.down(name)
 
 
@@ -166,6 +174,11 @@ def status(run_dir: Path) -> State:
 
     Raises Refused when SkyPilot cannot be asked.
     """
+    return _state(run_dir, None)
+
+
+def _state(run_dir: Path, said: IO[str] | None) -> State:
+    """See ``status``. ``said`` is the job's whole log where that has been followed."""
     if ended := _ended(run_dir):
         return ended
     ticket = _ticket(run_dir)
@@ -174,10 +187,9 @@ def status(run_dir: Path) -> State:
     asked = sky_calls.request_state(ticket.request) if ticket.request else None
     job = _job(ticket)
     if asked and asked.status == "FAILED" and (job is None or job.status not in ACTIVE):
-        return _finish(
-            run_dir, ticket, State("FAILED", reason=f"SkyPilot could not launch it: {asked.error}")
-        )
-    if asked and asked.status in ("PENDING", "WAITING", "RUNNING") and (job is None or not job.status):
+        state = State("FAILED", reason=f"SkyPilot could not launch it: {asked.error}")
+        return _finish(run_dir, ticket, job, state)
+    if asked and asked.status in _UNDER_WAY and (job is None or not job.status):
         return State("SETUP", place=job.place if job else {}, links=sky_calls.links(ticket.job, job))
     if job is None or job.status is None:
         return _without_a_job(run_dir, ticket)
@@ -189,7 +201,7 @@ def status(run_dir: Path) -> State:
         price_per_hour=job.price_per_hour,
         links=sky_calls.links(ticket.job, job),
     )
-    return state if state.active else _finish(run_dir, ticket, state)
+    return state if state.active else _finish(run_dir, ticket, job, state, said)
 
 
 def _without_a_job(run_dir: Path, ticket: Ticket) -> State:
@@ -200,16 +212,22 @@ def _without_a_job(run_dir: Path, ticket: Ticket) -> State:
         known = {"succeeded": "SUCCEEDED", "failed": "FAILED", "cancelled": "CANCELLED"}
         known |= CAPS
         state = State(known.get(end["status"], "INTERRUPTED"), reason=end.get("reason") or None)
-        return _finish(run_dir, ticket, state)
+        return _finish(run_dir, ticket, None, state)
     return State("LOST", reason="its nodes are gone: preempted, brought down, or their time was up")
 
 
-def _finish(run_dir: Path, ticket: Ticket, state: State) -> State:
-    """Keep the end of a run: its log while a node can still be asked, then its state."""
+def _finish(
+    run_dir: Path, ticket: Ticket, job: sky_calls.Job | None, state: State, said: IO[str] | None = None
+) -> State:
+    """Keep the end of a run: its log, which a node is asked for unless ``said`` has it, then its state."""
     log = run_dir / "logs" / "sky.log"
     lines: list[str] = []
-    with contextlib.suppress(Refused):
-        lines = list(_log(ticket, wait=False, tail=0))
+    if said:
+        said.seek(0)
+        lines = said.read().splitlines()
+    else:
+        with contextlib.suppress(Refused):
+            lines = list(_log(ticket, job, wait=False, tail=0))
     if lines or not log.exists():
         runs.write_text(log, "".join(f"{line}\n" for line in lines))
     end = _journal_end(run_dir) if state.status == "FAILED" else None
@@ -247,8 +265,9 @@ def _job(ticket: Ticket) -> sky_calls.Job | None:
     return sky_calls.cluster_job(ticket.job)
 
 
-def _log(ticket: Ticket, *, wait: bool, tail: int) -> Iterator[str]:
-    job = _job(ticket)
+def _log(ticket: Ticket, job: sky_calls.Job | None, *, wait: bool, tail: int) -> Iterator[str]:
+    """Lines of ``job``, which is looked for where it is None. Raises Refused when there is none."""
+    job = job or _job(ticket)
     if job is None or job.job_id is None:
         raise Refused(f"SkyPilot has no job {ticket.job}")
     return sky_calls.job_log(job, ticket.managed, ticket.task, wait=wait, tail=tail)

@@ -12,7 +12,7 @@ import queue
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -239,11 +239,14 @@ def managed_job(name: str, task: int = 0) -> Job | None:
     )
 
 
-def request_log(request: str) -> Iterator[str]:
-    """What SkyPilot says while it carries a request out, until it is done. Raises Refused when it fails."""
+def launch_log(request: str, name: str, managed: bool) -> Generator[str, None, Job | None]:
+    """What SkyPilot says while it carries a launch out, until it is done. Gives the job ``name`` that it
+    made, None where that is not told. Raises Refused when the launch fails."""
     with calls() as sky:
         pass
-    yield from _stream(lambda out: sky.stream_and_get(request, output_stream=out))
+    made = yield from _stream(lambda out: sky.stream_and_get(request, output_stream=out))
+    number = made[0] if isinstance(made, tuple) and made else None
+    return Job(None, job_id=number, cluster=None if managed else name) if isinstance(number, int) else None
 
 
 def job_log(job: Job, managed: bool, task: int, *, wait: bool, tail: int) -> Iterator[str]:
@@ -394,15 +397,16 @@ class _Lines(io.TextIOBase):
             self._out.put(self._rest)
 
 
-def _stream(read: Callable[[io.TextIOBase], object]) -> Iterator[str]:
-    """Lines as a blocking SDK call writes them. It runs in a thread of its own, so that Ctrl-C is heard at
-    once and SkyPilot draws no spinner; left early, the thread ends with this process."""
+def _stream(read: Callable[[io.TextIOBase], object]) -> Generator[str, None, object]:
+    """Lines as a blocking SDK call writes them, then what it returns. It runs in a thread of its own, so that
+    Ctrl-C is heard at once and SkyPilot draws no spinner; left early, the thread ends with this process."""
     lines: queue.Queue[str | BaseException | None] = queue.Queue()
     out = _Lines(lines)
+    returned: list[object] = []
 
     def work() -> None:
         try:
-            read(out)
+            returned.append(read(out))
             out.end()
             lines.put(None)
         except BaseException as error:
@@ -413,3 +417,4 @@ def _stream(read: Callable[[io.TextIOBase], object]) -> Iterator[str]:
         if isinstance(item, BaseException):
             raise Refused(f"SkyPilot: {_said(item if isinstance(item, Exception) else RuntimeError())}")
         yield item
+    return returned[0]

@@ -7,6 +7,7 @@ ready (absent artifact, unreachable store or tracker); 4 ``check`` or ``render -
 
 from __future__ import annotations
 
+import gc
 import sys
 
 import typer
@@ -83,6 +84,8 @@ def main(argv: list[str] | None = None) -> None:
     except BrokenPipeError:  # `nemo-sky runs list | head`
         sys.stderr.close()
         raise SystemExit(0) from None
+    finally:
+        gc.freeze()  # else Python walks all of MLflow and SkyPilot once more on its way out: a second or two
 
 
 if __name__ == "__main__":
