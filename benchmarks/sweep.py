@@ -31,7 +31,7 @@ from launcher.money.ledger import open_ledger
 from launcher.sweep.trials import metric_points
 from tests.e2e.conftest import Project, make_project
 
-STEPS, EVALUATE, FIRST_RUNG = 400, 25, 50
+STEPS, EVALUATE, FIRST_RUNG = 1600, 100, 200
 BASE = ("tiny", "pretrain", "-c", "smoke", "--cloud", "priced")
 FIXED = (f"train.steps={STEPS}", f"train.eval_interval={EVALUATE}", "train.min_lr=0")
 RANGES = {"train.lr": (1e-4, 1e-1), "model.init_std": (1e-3, 1.0), "train.weight_decay": (1e-3, 1.0)}

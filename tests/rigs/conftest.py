@@ -1,4 +1,7 @@
-"""The rigs, one of each per test run. Where the machine cannot host one, its tests skip and say why."""
+"""The rigs, one of each per test run. Where the machine cannot host one, its tests skip and say why.
+
+With two workers (``-n 2 --dist loadgroup``), each rig is one worker's: SkyPilot mostly waits.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,13 @@ import pytest
 from tests.rigs.aws import image
 from tests.rigs.aws.rig import AwsRig, aws_rig
 from tests.rigs.slurm import CannotHost, SlurmRig, check_machine, slurm_rig
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        for rig in ("slurm", "aws"):
+            if rig in getattr(item, "fixturenames", ()):
+                item.add_marker(pytest.mark.xdist_group(rig))
 
 
 @pytest.fixture(scope="session")

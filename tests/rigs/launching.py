@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.e2e.conftest import Project, make_project
 from tests.e2e.s3 import FAKE_CREDENTIALS, Gate, serve
 from tests.rig import until
@@ -65,14 +67,30 @@ class Launches:
         return self.show(run_id)
 
     def model(self, run_id: str) -> dict[str, Any]:
-        """What the run published, read back from the store: its metadata and who made it."""
+        """What the run published, read back from the store: its metadata and who made it. MLflow shows the
+        same run, with every attempt and what came out."""
         listed = json.loads(self.project.run("artifacts", "list", "--json").stdout)
         found = [item for item in listed if item["name"] == "tiny-pretrain-model"]
         shown = [
             json.loads(self.project.run("artifacts", "show", item["uri"], "--json").stdout) for item in found
         ]
         (mine,) = [item for item in shown if item["producer"]["run_id"] == run_id]
+        run, attempts = self.in_mlflow(run_id)
+        assert run.info.status == "FINISHED"
+        assert len(attempts) == len(self.show(run_id)["attempt_list"])
+        assert len(run.outputs.model_outputs) == 1
+        assert run.data.metrics["valid_loss"] == pytest.approx(mine["metadata"]["valid_loss"], abs=1e-3)
         return dict(mine)
+
+    def in_mlflow(self, run_id: str) -> tuple[Any, list[Any]]:
+        """MLflow's own record of a run, and those of its attempts."""
+        import mlflow
+
+        client = mlflow.MlflowClient(f"sqlite:///{self.project.root}/.nemo-sky/mlflow.db")
+        homes = [home.experiment_id for home in client.search_experiments()]
+        (run,) = client.search_runs(homes, f"tags.`nemo_sky.run_id` = '{run_id}'")
+        attempts = client.search_runs(homes, f"tags.`nemo_sky.attempt_of` = '{run_id}'")
+        return client.get_run(run.info.run_id), list(attempts)
 
 
 ENDS = ("SUCCEEDED", "FAILED", "CANCELLED", "INTERRUPTED", "BUDGET_REACHED", "DEADLINE_REACHED", "LOST")
@@ -90,3 +108,12 @@ def launching(home: SkyHome, profile: Path, root: Path) -> Iterator[tuple[Launch
             "AWS_ENDPOINT_URL": endpoint,
         }
         yield Launches(make_project(root, **env), profile), gate
+
+
+def capped(root: Path, profile: Path, money: str) -> Path:
+    """Give the project leases as short as ``money`` says; the profile to launch with, under which a save
+    takes no time."""
+    with (root / "nemo-sky.yaml").open("a") as file:
+        file.write(money)
+    (root / "short.yaml").write_text(f"extends: {profile}\nenv: {{NEMO_SKY_GRACE_S: 10}}\n")
+    return root / "short.yaml"

@@ -19,7 +19,7 @@ from tests.e2e.conftest import make_project
 from tests.rig import until
 from tests.rigs import skyhome
 from tests.rigs.aws.rig import AwsRig
-from tests.rigs.launching import LONG, Launches, launching
+from tests.rigs.launching import LONG, Launches, capped, launching
 from tests.rigs.slurm import SlurmRig
 
 MONEY = "money: {check_every: 10s, setup: 120s, teardown: 60s}\n"
@@ -28,14 +28,6 @@ MONEY = "money: {check_every: 10s, setup: 120s, teardown: 60s}\n"
 LEASE_S = 45.0
 SKYLET_S = 120.0
 ENDLESS = (*LONG, "train.steps=1000000")
-
-
-def capped(root: Path, profile: Path) -> Path:
-    """Give the project short leases; the profile to launch with, under which a save takes no time."""
-    with (root / "nemo-sky.yaml").open("a") as file:
-        file.write(MONEY)
-    (root / "short.yaml").write_text(f"extends: {profile}\nenv: {{NEMO_SKY_GRACE_S: 10}}\n")
-    return root / "short.yaml"
 
 
 def hang(run_id: str) -> None:
@@ -54,7 +46,7 @@ def hang(run_id: str) -> None:
 
 def test_slurm_allocation_goes_without_launcher_controller_and_agent(slurm: SlurmRig, tmp_path: Path) -> None:
     with launching(slurm.home, slurm.profile, tmp_path / "project") as (usual, _):
-        on = Launches(usual.project, capped(usual.project.root, slurm.profile))
+        on = Launches(usual.project, capped(usual.project.root, slurm.profile, MONEY))
         run_id = on.detach(*ENDLESS, "--force", "--budget", "20")
         on.follow(run_id)
         (limit,) = _time_limits(slurm)
@@ -83,7 +75,7 @@ def test_aws_instance_goes_without_launcher_controller_and_agent(aws: AwsRig, tm
     root = tmp_path / "project"
     env = {**dict(aws.env), "NEMO_SKY_ARTIFACTS": f"s3://{aws.bucket}/{tmp_path.name}"}
     project = make_project(root, **env)
-    on = Launches(project, capped(root, aws.profile))
+    on = Launches(project, capped(root, aws.profile, MONEY))
     run_id = on.detach(*ENDLESS, "--force", "--budget", "20")
     on.follow(run_id)
     skyhome.stop(Path(aws.env["HOME"]))

@@ -1,0 +1,58 @@
+"""A small budget on each rig: the run stops at its cap with a checkpoint, and more money finishes it."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import make_project
+from tests.rigs.aws.rig import AwsRig
+from tests.rigs.launching import SHORT, Launches, capped, launching
+from tests.rigs.slurm import SlurmRig
+
+CHECK_S, SETUP_S = 10, 75
+MONEY = f"money: {{check_every: {CHECK_S}s, setup: {SETUP_S}s, teardown: 5s}}\n"
+# What the budget pays for. Provisioning takes a third of it or more; the training alone would take longer.
+PAID_S = 110
+STEPS = 4500
+WORDS = (*SHORT, f"train.steps={STEPS}", "train.save_interval=500", f"train.eval_interval={STEPS}")
+
+
+def test_on_slurm(slurm: SlurmRig, tmp_path: Path) -> None:
+    with launching(slurm.home, slurm.profile, tmp_path / "project") as (usual, _):
+        stops_and_goes_on(Launches(usual.project, capped(usual.project.root, slurm.profile, MONEY)))
+
+
+def test_on_aws(aws: AwsRig, tmp_path: Path) -> None:
+    root = tmp_path / "project"
+    env = {**dict(aws.env), "NEMO_SKY_ARTIFACTS": f"s3://{aws.bucket}/{tmp_path.name}"}
+    stops_and_goes_on(Launches(make_project(root, **env), capped(root, aws.profile, MONEY)))
+    assert not aws.instances()
+
+
+def stops_and_goes_on(on: Launches) -> None:
+    planned = on.project.run("plan", *WORDS, "--cluster", str(on.profile), "--on-demand", "--json")
+    price = max(row["price_per_hour"] for row in json.loads(planned.stdout)["rows"])
+    budget = price * PAID_S / 3600
+    said = on.launch(*WORDS, "--on-demand", "--budget", f"{budget:.6f}", code=5)["said"]
+    assert "stopped: tiny/pretrain reached its budget" in said
+    assert re.search(r"^  cost: \$[\d.]+ of \$", said, re.M), said
+    (run_id,) = re.findall(r"^  run (\S+) on ", said, re.M)
+    shown = on.show(run_id)
+    assert shown["status"] == "BUDGET_REACHED"
+    (first,) = shown["attempt_list"]
+    assert first["status"] == "budget reached"
+    assert 0 < first["checkpoints"][-1] < STEPS
+    assert 0 < shown["cost_usd"] <= budget + price * CHECK_S / 3600
+
+    done = on.launch(*WORDS, "--on-demand", "--budget", f"{20 * budget:.6f}")
+    assert (done["run_id"], done["metadata"]["step"]) == (run_id, STEPS)
+    attempts = on.show(run_id)["attempt_list"]
+    assert [attempt["status"] for attempt in attempts] == ["budget reached", "succeeded"]
+    assert attempts[1]["restored_from"] == first["checkpoints"][-1]
+    spent = on.show(run_id)["cost_usd"]
+    assert shown["cost_usd"] < spent < 20 * budget
+    assert on.model(run_id)["producer"]["cost_usd"] == pytest.approx(spent, rel=0.5)
