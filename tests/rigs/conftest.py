@@ -15,6 +15,7 @@ from tests.rigs.aws.rig import AwsRig, aws_rig
 from tests.rigs.slurm import CannotHost, SlurmRig, check_machine, slurm_rig
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the marks when it is told of the tests
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         for rig in ("slurm", "aws"):
