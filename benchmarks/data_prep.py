@@ -10,8 +10,10 @@ counts a shared page once, and the plain sum (RSS). The documents of both output
 token.
 
 The text is what lies on this machine, each file once: documentation under /usr/share and the source of
-Python libraries; the ten largest files are all in the whole and none is in the tenth. Then a run on all of
-the text is killed (-9) in the middle and run again: are the bytes those of the run that was not killed?
+Python libraries; the ten largest files are all in the whole and none is in the tenth. Files that spell the
+tokenizer's own special token are left out: to us it is text like any other, to Megatron-LM the token. Then a
+run on all of the text is killed (-9) in the middle and run again: are the bytes those of the run that was not
+killed?
 """
 
 from __future__ import annotations
@@ -118,7 +120,7 @@ def write_texts(folder: Path, roots: list[Path], wanted: int) -> dict[str, int]:
         with contextlib.suppress(OSError, UnicodeDecodeError):
             if path.suffix in KINDS and path.is_file() and not path.is_symlink():
                 data = path.read_bytes()
-                if data.decode().strip():
+                if data.decode().strip() and END.encode() not in data:
                     found[hashlib.sha256(data).hexdigest()] = len(data), path
     largest = sorted(found, key=lambda digest: found[digest], reverse=True)[:LARGE]
     rest = sorted(found.keys() - set(largest))
