@@ -74,9 +74,9 @@ def commit_part(
 ) -> None:
     """Upload the files that node ``node`` saved in ``directory``, then say that they are there.
 
-    A node that saved nothing, as its ranks hold copies of another's state, has no ``directory``. Does
-    nothing when the step is committed, or this part is there from the same attempt. A part that an earlier
-    attempt left is written anew: only parts of one attempt make a checkpoint.
+    A node that saved nothing, as its ranks hold copies of another's state, has no ``directory`` or one
+    without a file. Does nothing when the step is committed, or this part is there from the same attempt. A
+    part that an earlier attempt left is written anew: only parts of one attempt make a checkpoint.
     """
     base = _base(run_id, step)
     if store.get_bytes(_manifest_key(base)) is not None:
@@ -87,7 +87,8 @@ def commit_part(
         if parse_json(known, store.uri(key)).get("attempt") == attempt:
             return
         store.delete_prefix(key)
-    found = transfer.scan(directory) if directory.exists() else {}
+    saved = any(path.is_file() for path in directory.rglob("*"))
+    found = transfer.scan(directory) if saved else {}
     files = transfer.upload(store, base, found, progress)
     part = {"node": node, "attempt": attempt, "files": [asdict(entry) for entry in files]}
     store.put_bytes(key, json.dumps(part, indent=1).encode())

@@ -45,6 +45,18 @@ def test_two_nodes_make_one_checkpoint(store: Store, tmp_path: Path) -> None:
     assert (tmp_path / "restored" / "latest_checkpointed_iteration.txt").read_text() == "100"
 
 
+@pytest.mark.parametrize("made", [False, True], ids=["no folder", "an empty folder"])
+def test_a_node_that_saved_nothing_takes_part(store: Store, tmp_path: Path, made: bool) -> None:
+    nothing = tmp_path / "node-1" / "iter_0000100"
+    if made:
+        nothing.mkdir(parents=True)
+    checkpoints.commit_part(store, "run", 100, saved(tmp_path, 100), node=0)
+    checkpoints.commit_part(store, "run", 100, nothing, node=1)
+    found = checkpoints.finish_commit(store, "run", 100, 2, {})
+    assert found
+    assert [entry.path for entry in found.files] == ["__0_0.distcp"]
+
+
 def test_two_nodes_that_disagree_are_refused(store: Store, tmp_path: Path) -> None:
     for node in (0, 1):
         checkpoints.commit_part(store, "run", 1, saved(tmp_path, 1, node, common=f"of {node}"), node=node)
