@@ -15,8 +15,9 @@ from tests.rigs.slurm import SlurmRig
 
 CHECK_S, SETUP_S = 10, 75
 MONEY = f"money: {{check_every: {CHECK_S}s, setup: {SETUP_S}s, teardown: 5s}}\n"
-# What the budget pays for. Provisioning takes a third of it or more; the training alone would take longer.
-PAID_S = 110
+# What the budget pays for, a little more than the first lease. Provisioning takes a quarter of it or more, and
+# the rest is not enough for the training.
+PAID_S = 130
 STEPS = 4500
 WORDS = (*SHORT, f"train.steps={STEPS}", "train.save_interval=500", f"train.eval_interval={STEPS}")
 
