@@ -108,7 +108,8 @@ def follow(run_dir: Path, *, from_start: bool = True, wait: bool = True) -> Iter
     shown: deque[str] = deque(maxlen=_AGAIN)
     with tempfile.TemporaryFile("w+", encoding="utf-8") as said:
         while True:
-            fresh, skipping, whole = not shown, bool(shown), False
+            fresh = not shown
+            skipping, whole = not fresh, False
             tail = 0 if from_start or not fresh else 1
             with contextlib.suppress(Refused):
                 for line in _log(ticket, job, wait=wait, tail=tail):
@@ -141,11 +142,11 @@ def cancel(run_dir: Path, grace_s: float | None = None) -> None:
         while (state := status(run_dir)).active:
             time.sleep(POLL_S)
         if state.status not in ("SUCCEEDED", "FAILED"):
-            _finish(run_dir, ticket, None, replace(state, status="CANCELLED"))
+            _finish(run_dir, ticket, replace(state, status="CANCELLED"))
         return
     sky_calls.cancel_cluster_job(name)
     if (state := status(run_dir)).status not in ("SUCCEEDED", "FAILED"):
-        _finish(run_dir, ticket, None, replace(state, status="CANCELLED", reason="cancelled"))
+        _finish(run_dir, ticket, replace(state, status="CANCELLED", reason="cancelled"))
     sky_calls.down(name)
 
 
@@ -188,7 +189,7 @@ def _state(run_dir: Path, said: IO[str] | None) -> State:
     job = _job(ticket)
     if asked and asked.status == "FAILED" and (job is None or job.status not in ACTIVE):
         state = State("FAILED", reason=f"SkyPilot could not launch it: {asked.error}")
-        return _finish(run_dir, ticket, job, state)
+        return _finish(run_dir, ticket, state, job)
     if asked and asked.status in _UNDER_WAY and (job is None or not job.status):
         return State("SETUP", place=job.place if job else {}, links=sky_calls.links(ticket.job, job))
     if job is None or job.status is None:
@@ -201,7 +202,7 @@ def _state(run_dir: Path, said: IO[str] | None) -> State:
         price_per_hour=job.price_per_hour,
         links=sky_calls.links(ticket.job, job),
     )
-    return state if state.active else _finish(run_dir, ticket, job, state, said)
+    return state if state.active else _finish(run_dir, ticket, state, job, said)
 
 
 def _without_a_job(run_dir: Path, ticket: Ticket) -> State:
@@ -212,12 +213,16 @@ def _without_a_job(run_dir: Path, ticket: Ticket) -> State:
         known = {"succeeded": "SUCCEEDED", "failed": "FAILED", "cancelled": "CANCELLED"}
         known |= CAPS
         state = State(known.get(end["status"], "INTERRUPTED"), reason=end.get("reason") or None)
-        return _finish(run_dir, ticket, None, state)
+        return _finish(run_dir, ticket, state)
     return State("LOST", reason="its nodes are gone: preempted, brought down, or their time was up")
 
 
 def _finish(
-    run_dir: Path, ticket: Ticket, job: sky_calls.Job | None, state: State, said: IO[str] | None = None
+    run_dir: Path,
+    ticket: Ticket,
+    state: State,
+    job: sky_calls.Job | None = None,
+    said: IO[str] | None = None,
 ) -> State:
     """Keep the end of a run: its log, which a node is asked for unless ``said`` has it, then its state."""
     log = run_dir / "logs" / "sky.log"

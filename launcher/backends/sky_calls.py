@@ -246,7 +246,9 @@ def launch_log(request: str, name: str, managed: bool) -> Generator[str, None, J
         pass
     made = yield from _stream(lambda out: sky.stream_and_get(request, output_stream=out))
     number = made[0] if isinstance(made, tuple) and made else None
-    return Job(None, job_id=number, cluster=None if managed else name) if isinstance(number, int) else None
+    if not isinstance(number, int):
+        return None
+    return Job(None, job_id=number, cluster=None if managed else name)
 
 
 def job_log(job: Job, managed: bool, task: int, *, wait: bool, tail: int) -> Iterator[str]:

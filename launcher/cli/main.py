@@ -7,6 +7,7 @@ ready (absent artifact, unreachable store or tracker); 4 ``check`` or ``render -
 
 from __future__ import annotations
 
+import atexit
 import gc
 import sys
 
@@ -69,6 +70,7 @@ def root(context: typer.Context, project: ProjectOption = None, recipes_dir: Rec
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command line; never lets a user's mistake become a traceback."""
+    atexit.register(gc.freeze)  # else Python walks all of MLflow and SkyPilot once more as it ends: a second
     words = list(sys.argv[1:] if argv is None else argv)
     # click would mix what follows `--` with the stage and its overrides; it belongs to the script alone.
     cut = words.index("--") if "--" in words else len(words)
@@ -84,8 +86,6 @@ def main(argv: list[str] | None = None) -> None:
     except BrokenPipeError:  # `nemo-sky runs list | head`
         sys.stderr.close()
         raise SystemExit(0) from None
-    finally:
-        gc.freeze()  # else Python walks all of MLflow and SkyPilot once more on its way out: a second or two
 
 
 if __name__ == "__main__":
