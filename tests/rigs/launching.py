@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 
 from tests.e2e.conftest import Project, make_project
+from tests.e2e.crash import until_committed
 from tests.e2e.s3 import FAKE_CREDENTIALS, Gate, serve
 from tests.rig import until
+from tests.rigs.aws.rig import AwsRig
 from tests.rigs.skyhome import SkyHome
 
 SHORT = ("tiny", "pretrain", "-c", "smoke", "data=null", "run.data=null")
@@ -48,15 +50,8 @@ class Launches:
     def follow(self, run_id: str) -> None:
         """Follow the run's log until a checkpoint is committed."""
         reader = self.project.start("runs", "logs", "-f", run_id)
-        assert reader.stdout
-        assert reader.stderr
-        seen = []
         try:
-            for line in reader.stdout:
-                seen.append(line)
-                if "committed checkpoint " in line:
-                    return
-            raise AssertionError(f"ended before any checkpoint:\n{''.join(seen)}\n{reader.stderr.read()}")
+            until_committed(reader)
         finally:
             reader.kill()
             reader.communicate()
@@ -110,10 +105,17 @@ def launching(home: SkyHome, profile: Path, root: Path) -> Iterator[tuple[Launch
         yield Launches(make_project(root, **env), profile), gate
 
 
-def capped(root: Path, profile: Path, money: str) -> Path:
-    """Give the project leases as short as ``money`` says; the profile to launch with, under which a save
-    takes no time."""
-    with (root / "nemo-sky.yaml").open("a") as file:
+def aws_project(aws: AwsRig, root: Path) -> Project:
+    """A fresh project at ``root`` whose store is a folder of its own in the rig's bucket."""
+    return make_project(
+        root, **{**dict(aws.env), "NEMO_SKY_ARTIFACTS": f"s3://{aws.bucket}/{root.parent.name}"}
+    )
+
+
+def capped(project: Project, profile: Path, money: str) -> Launches:
+    """Launches with leases as short as ``money`` says, by a profile under which a save takes no time."""
+    with (project.root / "nemo-sky.yaml").open("a") as file:
         file.write(money)
-    (root / "short.yaml").write_text(f"extends: {profile}\nenv: {{NEMO_SKY_GRACE_S: 10}}\n")
-    return root / "short.yaml"
+    short = project.root / "short.yaml"
+    short.write_text(f"extends: {profile}\nenv: {{NEMO_SKY_GRACE_S: 10}}\n")
+    return Launches(project, short)

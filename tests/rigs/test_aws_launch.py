@@ -8,17 +8,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e.conftest import make_project
 from tests.rig import until
 from tests.rigs.aws.rig import AwsRig
-from tests.rigs.launching import LONG, REACHED_S, SHORT, Launches
+from tests.rigs.launching import LONG, REACHED_S, SHORT, Launches, aws_project
 
 
 @pytest.fixture(scope="module")
 def on(aws: AwsRig, tmp_path_factory: pytest.TempPathFactory) -> Launches:
-    root = tmp_path_factory.mktemp("on-aws") / "project"
-    env = {**dict(aws.env), "NEMO_SKY_ARTIFACTS": f"s3://{aws.bucket}/{root.parent.name}"}
-    return Launches(make_project(root, **env), aws.profile)
+    return Launches(aws_project(aws, tmp_path_factory.mktemp("on-aws") / "project"), aws.profile)
 
 
 @pytest.fixture(autouse=True)

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import make_project
 from tests.rigs.aws.rig import AwsRig
-from tests.rigs.launching import SHORT, Launches, capped, launching
+from tests.rigs.launching import SHORT, Launches, aws_project, capped, launching
 from tests.rigs.slurm import SlurmRig
 
 CHECK_S, SETUP_S, TEARDOWN_S = 10, 75, 60
@@ -24,13 +23,11 @@ WORDS = (*SHORT, f"train.steps={STEPS}", "train.save_interval=500", f"train.eval
 
 def test_on_slurm(slurm: SlurmRig, tmp_path: Path) -> None:
     with launching(slurm.home, slurm.profile, tmp_path / "project") as (usual, _):
-        stops_and_goes_on(Launches(usual.project, capped(usual.project.root, slurm.profile, MONEY)))
+        stops_and_goes_on(capped(usual.project, slurm.profile, MONEY))
 
 
 def test_on_aws(aws: AwsRig, tmp_path: Path) -> None:
-    root = tmp_path / "project"
-    env = {**dict(aws.env), "NEMO_SKY_ARTIFACTS": f"s3://{aws.bucket}/{tmp_path.name}"}
-    stops_and_goes_on(Launches(make_project(root, **env), capped(root, aws.profile, MONEY)))
+    stops_and_goes_on(capped(aws_project(aws, tmp_path / "project"), aws.profile, MONEY))
     assert not aws.instances()
 
 

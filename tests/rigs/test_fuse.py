@@ -15,11 +15,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.e2e.conftest import make_project
 from tests.rig import until
 from tests.rigs import skyhome
 from tests.rigs.aws.rig import AwsRig
-from tests.rigs.launching import LONG, Launches, capped, launching
+from tests.rigs.launching import LONG, aws_project, capped, launching
 from tests.rigs.slurm import SlurmRig
 
 MONEY = "money: {check_every: 10s, setup: 120s, teardown: 60s}\n"
@@ -46,7 +45,7 @@ def hang(run_id: str) -> None:
 
 def test_slurm_allocation_goes_without_launcher_controller_and_agent(slurm: SlurmRig, tmp_path: Path) -> None:
     with launching(slurm.home, slurm.profile, tmp_path / "project") as (usual, _):
-        on = Launches(usual.project, capped(usual.project.root, slurm.profile, MONEY))
+        on = capped(usual.project, slurm.profile, MONEY)
         run_id = on.detach(*ENDLESS, "--force", "--budget", "20")
         on.follow(run_id)
         (limit,) = _time_limits(slurm)
@@ -72,10 +71,7 @@ def gone(aws: AwsRig) -> Iterator[None]:
 
 @pytest.mark.usefixtures("gone")
 def test_aws_instance_goes_without_launcher_controller_and_agent(aws: AwsRig, tmp_path: Path) -> None:
-    root = tmp_path / "project"
-    env = {**dict(aws.env), "NEMO_SKY_ARTIFACTS": f"s3://{aws.bucket}/{tmp_path.name}"}
-    project = make_project(root, **env)
-    on = Launches(project, capped(root, aws.profile, MONEY))
+    on = capped(aws_project(aws, tmp_path / "project"), aws.profile, MONEY)
     run_id = on.detach(*ENDLESS, "--force", "--budget", "20")
     on.follow(run_id)
     skyhome.stop(Path(aws.env["HOME"]))

@@ -9,12 +9,11 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.conftest import make_project
 from tests.rig import until
 from tests.rigs.aws.catalogs import REGIONS
 from tests.rigs.aws.rig import AwsRig, Instance, aws_rig
 from tests.rigs.conftest import require_aws
-from tests.rigs.launching import LONG, REACHED_S, Launches
+from tests.rigs.launching import LONG, REACHED_S, Launches, aws_project
 
 MONEY = "money: {check_every: 5s, setup: 60s, teardown: 5s}\n"
 
@@ -29,10 +28,8 @@ def aws(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AwsRig]:
 
 @pytest.fixture(scope="module")
 def on(aws: AwsRig, tmp_path_factory: pytest.TempPathFactory) -> Launches:
-    root = tmp_path_factory.mktemp("on-aws") / "project"
-    env = {**dict(aws.env), "NEMO_SKY_ARTIFACTS": f"s3://{aws.bucket}/{root.parent.name}"}
-    project = make_project(root, **env)
-    with (root / "nemo-sky.yaml").open("a") as file:
+    project = aws_project(aws, tmp_path_factory.mktemp("on-aws") / "project")
+    with (project.root / "nemo-sky.yaml").open("a") as file:
         file.write(MONEY)
     assert "added to" in project.run("plugin", "install").stdout
     assert "already in" in project.run("plugin", "install").stdout
