@@ -16,6 +16,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -79,13 +80,10 @@ def preempt(run_dir: Path) -> None:
     state = local.status(run_dir)
     if not state.active or state.pid is None:
         raise Refused(f"{run_dir.name} has no node to preempt: it is {state.status.lower()}")
-    supervisor = psutil.Process(state.pid)
-    victims = [supervisor, *supervisor.children(recursive=True)]
+    victims = _stopped(psutil.Process(state.pid))
     for process in victims:
-        try:
+        with suppress(psutil.NoSuchProcess):
             process.kill()
-        except psutil.NoSuchProcess:
-            continue
     psutil.wait_procs(victims)
 
 
@@ -122,6 +120,17 @@ def status(run_dir: Path) -> State:
     zone = ZONES[world.preemptions % len(ZONES)]
     place = {"cloud": "fake", "region": zone[:-1], "zone": zone}
     return replace(state, preemptions=world.preemptions, place=place)
+
+
+def _stopped(root: psutil.Process) -> list[psutil.Process]:
+    """A process and all below it, stopped: what is killed while it forks leaves a child that no list has."""
+    found: list[psutil.Process] = []
+    while new := [process for process in (root, *root.children(recursive=True)) if process not in found]:
+        found += new
+        for process in new:
+            with suppress(psutil.NoSuchProcess):
+                process.suspend()
+    return found
 
 
 def _commands(text: str) -> list[str]:

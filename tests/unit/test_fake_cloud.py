@@ -50,6 +50,14 @@ def test_any_other_job_is_lost_and_may_be_launched_again(run_dir: Path) -> None:
     assert fake.status(run_dir).active
 
 
+def test_nothing_is_left_of_a_job_that_forks_while_it_is_preempted(run_dir: Path) -> None:
+    script = 'echo again >>"$COUNT"; for _ in $(seq 300); do sleep 600 & done; wait'
+    fake.submit(run_dir, {"run": script, "envs": {"COUNT": str(run_dir.parent / "count")}}, managed=False)
+    until(lambda: (run_dir.parent / "count").exists())
+    fake.preempt(run_dir)
+    assert processes_of(run_dir.name) == []
+
+
 def test_there_may_be_no_capacity(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(fake.VARIABLE, "no-capacity")
     with pytest.raises(Refused, match="no capacity"):
