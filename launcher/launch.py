@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from launcher import config, fuse, inputs, luggage, pipeline, provenance, runs, secrets, strategy, task
 from launcher import preflight as checks
 from launcher.errors import BudgetReached, DeadlineReached, Refused, RunFailed, UserError
-from launcher.money import booking
+from launcher.money import booking, narrow
 from launcher.plan import Plan, Request, awaited, pin, plans, select, to_task
 from launcher.project import Project
 
@@ -153,6 +153,8 @@ def run_stage(plan: Plan, request: Request, project: Project, store: Store, say:
                 if plan.managed
                 else f"  as a job on its own cluster {run.run_id}"
             )
+        if regions := narrow.what_is_left(submitted):
+            say(f"  the hourly cap leaves {regions}")
         try:
             backend.submit(folder, submitted, secrets=hidden, managed=plan.managed is not None)
         except UserError:
@@ -388,7 +390,8 @@ def output_of(store: Store, name: str | None, run_id: str) -> Manifest | None:
 
 
 def task_of_run(plan: Plan, project: Project, run_id: str) -> task.Task:
-    """Its files travel by a file mount of the run's own, so that concurrent launches never race."""
+    """Its files travel by a file mount of the run's own, so that concurrent launches never race; it goes to
+    no region that is dearer than the caps allow."""
     submitted = to_task(
         plan,
         project,
@@ -401,6 +404,7 @@ def task_of_run(plan: Plan, project: Project, run_id: str) -> task.Task:
         if not has_launcher(project):
             code = runs.directory(project.runs, run_id) / "code" / "launcher"
             submitted["file_mounts"] |= {f"~/.nemo-sky/code/{run_id}/launcher": str(code)}
+    submitted = narrow.to_price(plan.profile, submitted, plan.max_hourly)
     return {**submitted, "workdir": str(project.root)}
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from launcher import clusters, config, cookbook, fit, inputs, provenance, runspec, task
 from launcher.errors import UserError, did_you_mean
 from launcher.lineage import fingerprint
-from launcher.money.caps import Caps
+from launcher.money.caps import Caps, unsaid
 from launcher.project import Project
 
 if TYPE_CHECKING:
@@ -86,6 +86,7 @@ class Plan:
     ``recipe`` all of it but the inputs.
 
     ``managed`` says why it is a managed job, which SkyPilot recovers by itself; None: it is none.
+    ``max_hourly`` is micro-dollars per hour of all nodes: it goes to no dearer region.
     ``source`` is the repository of another cookbook's stage.
     """
 
@@ -102,6 +103,7 @@ class Plan:
     job: dict[str, Any]
     script_args: tuple[str, ...]
     managed: str | None
+    max_hourly: int | None = None
     source: cookbook.Source | None = None
     recipes: Recipes = field(default=Recipes(()), repr=False)
 
@@ -411,6 +413,7 @@ def _plan(
         job=job,
         script_args=request.script_args,
         managed=managed_because(spec, profile, request),
+        max_hourly=request.caps.max_hourly or unsaid(project.money).max_hourly,
         source=source,
         recipes=recipes,
     )

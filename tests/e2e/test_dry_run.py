@@ -13,17 +13,18 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 CATALOGS = ROOT / "tests" / "fixtures" / "catalogs" / "v8"
-PLACES = ("any", "aws", "azure", "gcp", "kubernetes", "lambda", "nebius", "runpod", "slurm")
+CAPPED = "any --max-hourly 100"  # some regions of some clouds
+PLACES = ("any", "aws", "azure", "gcp", "kubernetes", "lambda", "nebius", "runpod", "slurm", CAPPED)
 # Without catalogs in its HOME SkyPilot would download them. Kubernetes and Slurm it asks for their clusters.
 VALIDATE = """
 import json, sys, yaml, sky
 found = {}
 for path in sys.argv[1:]:
     task = sky.Task.from_yaml_config(yaml.safe_load(open(path)))
-    (resources,) = task.resources
+    resources = next(iter(task.resources))
     if str(resources.cloud) not in ("Kubernetes", "Slurm"):
         task.validate(skip_file_mounts=True, skip_workdir=True)
-    found[path] = [str(resources.cloud), task.num_nodes, resources.accelerators]
+    found[path] = [str(resources.cloud), task.num_nodes, resources.accelerators, len(task.resources)]
 print(json.dumps(found))
 """
 
@@ -33,9 +34,10 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The tasks of nano3's pretraining, each in a file."""
     folder = tmp_path_factory.mktemp("dry")
     env = {**os.environ, "NEMO_SKY_ARTIFACTS": str(folder / "store"), "HOME": str(folder)}
+    env["NEMO_SKY_CATALOGS"] = str(CATALOGS)
     files = {}
     for place in PLACES:
-        words = ("launch", "nano3", "pretrain", "--cloud", place, "--dry-run")
+        words = ("launch", "nano3", "pretrain", "--cloud", *place.split(), "--dry-run")
         done = subprocess.run(
             [sys.executable, "-m", "launcher.cli.main", *words],
             cwd=ROOT,
@@ -65,6 +67,9 @@ def test_skypilot_accepts_the_task_for_every_place(printed: dict[str, Path], tmp
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     for place, path in printed.items():
-        cloud, nodes, accelerators = found[str(path)]
-        assert cloud.lower() == ("none" if place == "any" else place)
+        cloud, nodes, accelerators, regions = found[str(path)]
+        if place == CAPPED:
+            assert regions > 10
+        else:
+            assert (cloud.lower(), regions) == ("none" if place == "any" else place, 1)
         assert (nodes, accelerators) == (2, {"H100": 8})

@@ -1,0 +1,72 @@
+"""``--max-hourly`` as a limit to places: the regions of a task that it allows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from launcher.clusters import Profile
+from launcher.errors import Refused
+from launcher.money import offers, places
+from launcher.money.account import MICROS
+from launcher.money.want import Market, Want, want_of
+
+Task = dict[str, Any]
+
+
+def to_price(profile: Profile, task: Task, limit: int | None, root: Path | None = None) -> Task:
+    """``task`` without the regions where all its nodes together cost more than ``limit`` micro-dollars per
+    hour, or where nobody knows what they cost.
+
+    A region counts with its dearest zone, because SkyPilot may take any of them. The task is unchanged
+    without a limit, where the profile or nobody says the price, where every region is allowed, and where
+    none is: the gate then says by how much.
+    """
+    if limit is None or profile.backend == "local" or profile.price_per_hour is not None:
+        return task
+    if (profile.infra or "").split("/")[0].lower() in places.OWN:
+        return task
+    resources = dict(task["resources"])
+    ways = resources.pop("any_of", None) or resources.pop("ordered", None) or [{}]
+    kept: list[dict[str, Any]] = []
+    left_out = False
+    for way, want in zip(ways, want_of(task), strict=True):
+        dearest = _dearest(want, root)
+        allowed = {infra: cost for infra, cost in dearest.items() if cost is not None and cost <= limit}
+        left_out = left_out or len(allowed) < len(dearest)
+        kept += [{**way, "infra": infra} for infra in sorted(allowed, key=lambda infra: allowed[infra])]
+    if not kept or not left_out:
+        return task
+    resources.pop("infra", None)
+    key = "ordered" if "ordered" in task["resources"] else "any_of"
+    return {**task, "resources": {**resources, key: kept}}
+
+
+def what_is_left(task: Task) -> str | None:
+    """The regions of a task that ``to_price`` has narrowed, in a line; None for any other."""
+    resources = task.get("resources") or {}
+    ways = [way for way in resources.get("any_of") or resources.get("ordered") or () if "infra" in way]
+    if not ways:
+        return None
+    spot = sum(bool(way.get("use_spot", resources.get("use_spot"))) for way in ways)
+    counts = ((spot, "on spot"), (len(ways) - spot, "on-demand"))
+    return " and ".join(f"{n} region{'s' if n > 1 else ''} {market}" for n, market in counts if n)
+
+
+def _dearest(want: Want, root: Path | None) -> dict[str, int | None]:
+    """Micro-dollars per hour of all nodes by region (SkyPilot's infra); None of an auction: nobody knows."""
+    try:
+        found = offers.find(want, root).offers
+    except Refused:
+        return {}
+    market: Market = want.markets[0]
+    result: dict[str, int | None] = {}
+    for offer in found:
+        paid = None if offer.floor else offer.total(market)
+        if offer.ask is not None or (paid is None and not offer.floor):
+            continue  # SkyPilot passes over it too
+        zone = want.infra if want.infra and want.infra.count("/") == 2 else None
+        infra = zone or "/".join(part for part in (offer.cloud, offer.region) if part != "-")
+        before = result.get(infra, 0)
+        result[infra] = None if paid is None or before is None else max(before, round(paid * MICROS))
+    return result

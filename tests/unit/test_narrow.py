@@ -1,0 +1,72 @@
+"""`--max-hourly`: a task keeps the regions that it allows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher import clusters
+from launcher.money import narrow, offers
+from launcher.money.account import MICROS
+from launcher.money.want import want_of
+
+CATALOGS = Path(__file__).parents[1] / "fixtures" / "catalogs" / "v8"
+PROFILES = Path(__file__).parents[2] / "clusters"
+
+
+def narrowed(profile: str, dollars: float | None, nodes: int = 2, **resources: Any) -> dict[str, Any]:
+    place = clusters.load(profile, PROFILES)
+    infra = {"infra": place.infra} if place.infra else {}
+    task = {"num_nodes": nodes, "resources": {**infra, "accelerators": "H100:8", **resources}}
+    return narrow.to_price(place, task, None if dollars is None else round(dollars * MICROS), CATALOGS)
+
+
+def dearest(task: dict[str, Any]) -> float:
+    """Dollars per hour of all nodes in the dearest zone where the task may land."""
+    totals = [
+        offer.total(want.markets[0])
+        for want in want_of(task)
+        for offer in offers.find(want, CATALOGS).offers
+        if offer.ask is None
+    ]
+    return max(total for total in totals if total is not None)
+
+
+@pytest.mark.parametrize("dollars", [20, 40, 60, 100, 150])
+@pytest.mark.parametrize("market", [{}, {"use_spot": True}])
+def test_no_region_that_is_left_is_dearer(dollars: float, market: dict[str, Any]) -> None:
+    task = narrowed("any", dollars, **market)
+    if "any_of" not in task["resources"]:
+        assert dearest(task) > dollars, "nothing fits: the gate refuses it"
+        return
+    assert dearest(task) <= dollars
+    places = [way["infra"] for way in task["resources"]["any_of"]]
+    assert len(set(places)) == len(places)
+    assert not any(place.startswith("mithril") for place in places), "an auction has no price"
+
+
+def test_what_is_left_out_would_be_dearer() -> None:
+    kept = {way["infra"] for way in narrowed("aws", 120)["resources"]["any_of"]}
+    everywhere = offers.find(want_of(narrowed("aws", None))[0], CATALOGS).offers
+    for offer in everywhere:
+        if offer.ask is None and (total := offer.total("on-demand")) is not None:
+            assert (total <= 120) == (f"aws/{offer.region}" in kept), offer
+
+
+def test_a_task_stays_as_it_is_where_all_or_nothing_fits_or_the_profile_says_the_price() -> None:
+    for profile, dollars in (("aws", None), ("aws", 10_000), ("aws", 1), ("slurm", 1), ("local", 1)):
+        assert "any_of" not in narrowed(profile, dollars)["resources"], profile
+
+
+def test_spot_first_keeps_its_order_and_each_market_its_own_regions() -> None:
+    ways = [{"use_spot": True}, {"use_spot": False}]
+    task = narrowed("aws", 120, ordered=ways)
+    found = task["resources"]["ordered"]
+    assert "infra" not in task["resources"]
+    assert [way["use_spot"] for way in found] == sorted((way["use_spot"] for way in found), reverse=True)
+    assert dearest(task) <= 120
+    spot = sum(way["use_spot"] for way in found)
+    assert narrow.what_is_left(task) == f"{spot} regions on spot and {len(found) - spot} regions on-demand"
+    assert narrow.what_is_left(narrowed("aws", None, ordered=ways)) is None
