@@ -11,10 +11,10 @@ from launcher import clusters, cookbook, faults, inputs, runspec
 from launcher.artifacts.fields import resolve_art_fields
 from launcher.config import Composed, files
 from launcher.errors import UserError, did_you_mean, nearest
-from launcher.plan import compose, sized
 from launcher.project import Project
 from launcher.runspec import Problem
 from launcher.runspec.discover import as_problem
+from launcher.stage import compose, sized
 
 
 def check_paths(paths: Sequence[Path]) -> tuple[list[Problem], int]:

@@ -9,18 +9,16 @@ Everything that can be refused is refused before the first stage starts; a dry r
 from __future__ import annotations
 
 import shlex
-import uuid
-import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from launcher import config, fuse, inputs, luggage, pipeline, provenance, runs, secrets, strategy, task
+from launcher import inputs, job, pipeline, runs, secrets, strategy, task
 from launcher import preflight as checks
 from launcher.errors import BudgetReached, DeadlineReached, Refused, RunFailed, UserError
 from launcher.money import booking, narrow
-from launcher.plan import Plan, Request, awaited, pin, plans, select, to_task
+from launcher.plan import Plan, Request, awaited, pin, plans, select
 from launcher.project import Project
 
 if TYPE_CHECKING:
@@ -80,7 +78,7 @@ def dry_run(request: Request, project: Project, say: Say) -> list[tuple[Plan, ta
         except Refused as missing:
             say(f"{draft.name}: a launch would be refused: {missing.message}")
         run_id = runs.new_id(plan.spec.family, plan.spec.stage)
-        result.append((plan, task_of_run(plan, project, run_id)))
+        result.append((plan, job.task_of(plan, project, run_id)))
     return result
 
 
@@ -98,7 +96,7 @@ def preflight(request: Request, project: Project, drafts: Sequence[Plan], store:
     tasks: dict[str, task.Task] = {}
     for draft in drafts:
         checks.require(checks.of_plan(draft, project, request.secrets), request.force)
-        submitted = tasks[draft.name] = task_of_run(draft, project, draft.name)
+        submitted = tasks[draft.name] = job.task_of(draft, project, draft.name)
         booking.check(draft, request, project, submitted)
         checks.require(checks.quotas(submitted), request.force)
     checks.require(checks.of_project(project, store), request.force)
@@ -138,11 +136,11 @@ def run_stage(plan: Plan, request: Request, project: Project, store: Store, say:
             say(f"  already made by {made_by}: {done.uri} (--force makes it again)")
             return Outcome(plan, "skipped", made_by, 0.0, done)
         run = begin_or_resume(plan, request, project, say)
-        wanted = task_of_run(plan, project, run.run_id)
+        wanted = job.task_of(plan, project, run.run_id)
         ours = strategy.is_ours(plan, say)
         booked = booking.book(plan, run, request, project, store, wanted, say)
         runs.save(project.runs, run)
-        submitted = write_job(plan, run, project, request, booked, ours)
+        submitted = job.write(plan, run, project, request, booked, ours)
         folder = runs.directory(project.runs, run.run_id)
         backend = backends.get(run.backend)
         hidden = secrets.of(plan.profile, plan.image, request.secrets)
@@ -311,68 +309,6 @@ def _is_of(run: runs.Run, plan: Plan, project: Project) -> bool:
     return any(events[0].get("run", {}).get("fingerprint") == plan.fingerprint for events in attempts)
 
 
-def write_job(
-    plan: Plan,
-    run: runs.Run,
-    project: Project,
-    request: Request,
-    booked: booking.Booking | None,
-    ours: bool = False,
-) -> task.Task:
-    """Write the run's own files and return the task that names them. Never a secret: those are variables.
-
-    ``booked`` is None for a run that nothing caps and whose agent itself enters it in the ledger; ``ours``
-    says that our own strategy recovers it.
-    """
-    folder = runs.directory(project.runs, run.run_id)
-    commit = provenance.commit_of(project.root)
-    facts = {
-        **plan.job["provenance"],
-        "fingerprint": plan.fingerprint,
-        "git_sha": commit.sha,
-        "git_dirty": commit.dirty,
-        "user": provenance.user_name(),
-        "command": request.command,
-        **({"sweep": request.trial.sweep, "trial": request.trial.number} if request.trial else {}),
-    }
-    patches = {"provenance.patch": commit.patch}
-    if plan.source:  # the script's own repository is another than the project's
-        theirs = provenance.commit_of(plan.source.root)
-        facts |= {"cookbook_git_sha": theirs.sha, "cookbook_git_dirty": theirs.dirty}
-        patches["cookbook.patch"] = theirs.patch
-    submitted = task_of_run(plan, project, run.run_id)
-    if ours and booked:
-        recovery = strategy.job_recovery(submitted, plan, request, project, booked)
-        submitted["resources"]["job_recovery"] = recovery
-    if booked and booked.capped and plan.profile.backend == "sky":
-        submitted = fuse.arm(submitted, booked.lease, booked.longest)
-    if names := secrets.of(plan.profile, plan.image, request.secrets):
-        submitted["secrets"] = dict.fromkeys(names)
-    runs.write_text(folder / "job" / "train.yaml", config.dump_yaml(plan.values))
-    runs.write_text(
-        folder / "job" / "job.yaml",
-        config.dump_yaml(
-            {
-                "run_id": run.run_id,
-                "submission": uuid.uuid4().hex,
-                "recipe_fingerprint": plan.recipe,
-                **plan.job,
-                **(booked.job if booked else {}),
-                "experiment": run.experiment or plan.job["experiment"],
-                "provenance": facts,
-            }
-        ),
-    )
-    for name, patch in patches.items():
-        if patch:
-            runs.write_text(folder / name, patch)
-    luggage.files_of(folder)
-    if plan.profile.backend == "sky" and not has_launcher(project):
-        luggage.copy_of_launcher(folder)
-    runs.write_text(folder / "task.yaml", task.dump(submitted))
-    return submitted
-
-
 def find_output(store: Store, plan: Plan) -> Manifest | None:
     """The newest artifact that a run with the plan's exact fingerprint made."""
     from launcher.artifacts import registry
@@ -387,36 +323,6 @@ def output_of(store: Store, name: str | None, run_id: str) -> Manifest | None:
     from launcher.artifacts import registry
 
     return registry.made_with(store, name, "run_id", run_id) if name else None
-
-
-def task_of_run(plan: Plan, project: Project, run_id: str) -> task.Task:
-    """Its files travel by a file mount of the run's own, so that concurrent launches never race; it goes to
-    no region that is dearer than the caps allow."""
-    submitted = to_task(
-        plan,
-        project,
-        job_dir=f"~/.nemo-sky/jobs/{run_id}",
-        job_source=str(runs.directory(project.runs, run_id) / "job"),
-        run_id=run_id,
-    )
-    if plan.profile.backend == "sky":
-        submitted["envs"] |= ports_of(run_id)
-        if not has_launcher(project):
-            code = runs.directory(project.runs, run_id) / "code" / "launcher"
-            submitted["file_mounts"] |= {f"~/.nemo-sky/code/{run_id}/launcher": str(code)}
-    submitted = narrow.to_price(plan.profile, submitted, plan.max_hourly)
-    return {**submitted, "workdir": str(project.root)}
-
-
-def has_launcher(project: Project) -> bool:
-    """Whether the working directory takes the launcher to the nodes."""
-    return (project.root / "launcher" / "agent").is_dir()
-
-
-def ports_of(run_id: str) -> dict[str, str]:
-    """Where the run's own rendezvous and Ray listen: by its name, for two runs may share a Slurm node."""
-    slot = zlib.crc32(run_id.encode()) % 5000
-    return {"NEMO_SKY_MASTER_PORT": str(20000 + slot), "NEMO_SKY_RAY_PORT": str(25000 + slot)}
 
 
 def open_store(project: Project) -> Store:

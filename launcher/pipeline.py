@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from launcher import runs, secrets
+from launcher import job, runs, secrets
 from launcher.plan import Plan, Request, pin
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def launch(
         submitted = []
         for plan, run in stages:
             runs.save(project.runs, run)
-            task = flow.write_job(plan, run, project, request, None)
+            task = job.write(plan, run, project, request, None)
             hidden = secrets.of(plan.profile, plan.image, request.secrets)
             submitted.append((runs.directory(project.runs, run.run_id), task, hidden))
             say(f"{plan.name}: run {run.run_id} on {plan.profile.name}")

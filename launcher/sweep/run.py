@@ -15,9 +15,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from launcher import job, provenance, runs
 from launcher import launch as flow
 from launcher import plan as plans
-from launcher import provenance, runs
 from launcher.errors import Refused, UserError
 from launcher.lineage import mlflow_sweeps
 from launcher.money import account as accounts
@@ -104,7 +104,7 @@ def checked(asked: Sweep, project: Project) -> tuple[Sweep, Plan]:
 
 def _require_an_end(asked: Sweep, draft: Plan, project: Project) -> None:
     """A budget never ends where nothing costs."""
-    price, _ = booking.prices_of(draft, flow.task_of_run(draft, project, draft.name), capped=True)
+    price, _ = booking.prices_of(draft, job.task_of(draft, project, draft.name), capped=True)
     if price == 0 and asked.trials is None:
         raise UserError(
             f"{draft.profile.name} costs nothing, so the budget would never end",

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launcher import clusters, plan, project, runs
+from launcher import clusters, job, plan, project, runs
 from launcher import launch as flow
 from launcher.artifacts.store import FileStore
 from launcher.errors import Refused
@@ -170,7 +170,7 @@ def foresee(two: project.Project, *, force: bool = False, **given: str) -> None:
     drafts = plan.plans(request, two, plan.select(request, two))
     store = flow.open_store(two)
     beginning = flow.begin_anew(drafts, request, two, store)
-    tasks = [flow.task_of_run(draft, two, draft.name) for draft in beginning]
+    tasks = [job.task_of(draft, two, draft.name) for draft in beginning]
     assert len(beginning) == 2
     booking.foresee(list(zip(beginning, tasks, strict=True)), request, two, store)
 
