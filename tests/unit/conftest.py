@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from launcher.artifacts.store import FileStore, S3Store, Store
+from tests.unit.config_files import Write
 
 BUCKET = "nemo-sky-tests"
 
@@ -105,3 +106,22 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
         return FileStore(tmp_path / "store")
     server: S3Server = request.getfixturevalue("s3_server")
     return server.store()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A stage's config folder."""
+    (tmp_path / "config").mkdir()
+    return tmp_path / "config"
+
+
+@pytest.fixture
+def write(folder: Path) -> Write:
+    """Writes a file of that folder: its name, its text."""
+
+    def put(name: str, text: str) -> Path:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8")
+        return folder / name
+
+    return put

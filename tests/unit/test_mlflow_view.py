@@ -2,117 +2,37 @@
 
 from __future__ import annotations
 
-import http.server
 import json
 import math
-import os
-import socket
 import subprocess
 import sys
-import threading
-import time
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from launcher.artifacts import registry
-from launcher.artifacts.manifest import Manifest
 from launcher.artifacts.store import FileStore
 from launcher.artifacts.uri import ArtifactRef
 from launcher.errors import Refused, UserError
-from launcher.lineage import mlflow_client, mlflow_view
+from launcher.lineage import mlflow_view
 from launcher.lineage.journal import Event
 from launcher.lineage.mlflow_client import connected
 from launcher.lineage.sync import sync_run
+from tests.unit.mlflow_events import (
+    START,
+    attempts_of,
+    ended,
+    journal_of,
+    manifest,
+    metrics,
+    run_of,
+    started,
+    unique,
+)
 
 if TYPE_CHECKING:
     from tests.unit.conftest import MlflowTemplate
-
-START = 1_700_000_000.0
-
-
-def manifest(name: str, version: int = 1, **changes: Any) -> Manifest:
-    made = Manifest(
-        name=name,
-        version=version,
-        type="model",
-        created_at="2026-01-01T00:00:00+00:00",
-        base=f"artifacts/{name}/data/{version}",
-        files=(),
-        digest=f"{version}" * 64,
-        metadata={"step": 100, "final_loss": 1.25},
-        producer={"run_id": "r"},
-    )
-    return replace(made, **changes)
-
-
-def started(run_id: str, attempt: int = 1, **changes: Any) -> Event:
-    return {
-        "type": "attempt_started",
-        "attempt": attempt,
-        "run": {
-            "run_id": run_id,
-            "family": "tiny",
-            "stage": "pretrain",
-            "experiment": "tiny",
-            "fingerprint": "f" * 64,
-            "git_sha": "a" * 40,
-            "git_dirty": True,
-            "user": "ada",
-            "command": "nemo-sky launch tiny pretrain",
-            "image": "python:3.11",
-            "versions": {"torch": "2.13.0"},
-        },
-        "params": {"train.lr": "0.001", "train.steps": "100"},
-        "inputs": [],
-        "place": {"cloud": "local", "region": None, "nodes": 1},
-        "price_per_hour": 2.5,
-        **changes,
-    }
-
-
-def metrics(**values: float) -> Event:
-    points = [{"key": key, "value": value, "step": 10, "ts": START} for key, value in values.items()]
-    return {"type": "metrics", "points": points}
-
-
-def ended(status: str = "succeeded", **changes: Any) -> Event:
-    return {
-        "type": "attempt_ended",
-        "status": status,
-        "exit_code": 0,
-        "hours": 0.5,
-        "cost_usd": 1.25,
-        "reason": None,
-        **changes,
-    }
-
-
-def journal_of(*events: Event, at: float = START) -> list[Event]:
-    return [{"seq": number, "ts": at + number, **event} for number, event in enumerate(events, start=1)]
-
-
-def unique(prefix: str) -> str:
-    return f"{prefix}-{uuid.uuid4().hex[:8]}"
-
-
-def run_of(tracking: str, run: str) -> Any:
-    with connected(tracking) as client:
-        return client.get_run(run)
-
-
-def attempts_of(tracking: str, run_id: str) -> dict[int, Any]:
-    with connected(tracking) as client:
-        everywhere = [item.experiment_id for item in client.search_experiments()]
-        found = client.search_runs(everywhere, f"tags.`nemo_sky.attempt_of` = '{run_id}'")
-        return {int(child.data.tags["nemo_sky.attempt"]): child for child in found}
 
 
 def test_a_run_shows_everything(tracking: str) -> None:
@@ -265,194 +185,6 @@ def test_numbers_that_are_not_finite_and_limits(tracking: str) -> None:
             assert client.get_metric_history(run, key)[0].timestamp == int(when)
 
 
-class Killed(BaseException):
-    """What stands for the death of the process."""
-
-
-@contextmanager
-def dying(writes: int) -> Iterator[list[int]]:
-    """MLflow's client dies right after its ``writes``-th write took effect; gives the count so far."""
-    from mlflow import MlflowClient
-
-    names = [
-        name
-        for name in vars(MlflowClient)
-        if name.startswith(("create_", "log_", "set_", "update_", "finalize_", "delete_"))
-    ]
-    count = [0]
-
-    def wrapped(original: Any) -> Any:
-        def call(*arguments: Any, **options: Any) -> Any:
-            result = original(*arguments, **options)
-            count[0] += 1
-            if count[0] == writes:
-                raise Killed
-            return result
-
-        return call
-
-    with pytest.MonkeyPatch.context() as patch:
-        for name in names:
-            patch.setattr(MlflowClient, name, wrapped(getattr(MlflowClient, name)))
-        yield count
-
-
-def story(tag: str) -> list[list[Event]]:
-    """The journals of a run of three attempts that touches every kind of event; names end with ``tag``."""
-    run_id = f"run-{tag}"
-    inputs = [
-        {
-            "name": "data",
-            "uri": f"art://data-{tag}:v2",
-            "type": "pretrain-data",
-            "digest": "d" * 64,
-            "base_uri": "/store/d",
-        },
-        {
-            "name": "model",
-            "uri": f"art://model-{tag}:v1",
-            "type": "model",
-            "digest": "e" * 64,
-            "base_uri": "s3://b/m",
-        },
-    ]
-    made = manifest(f"out-{tag}", producer={"run_id": run_id})
-    return [
-        journal_of(
-            started(run_id, inputs=inputs),
-            metrics(loss=3.5, nan=math.nan),
-            {"type": "system", "points": [{"key": "cpu", "value": 50.0, "step": 1, "ts": START}]},
-            {"type": "checkpoint", "step": 100, "uri": "u", "bytes": 10, "seconds": 0.5},
-            ended("interrupted"),
-        ),
-        journal_of(started(run_id, 2, inputs=inputs, params={"train.lr": "1"}), at=START + 100),
-        journal_of(
-            started(run_id, 3, inputs=inputs),
-            {"type": "restored", "step": 100, "uri": "u"},
-            metrics(loss=3.5, late=math.inf),
-            {"type": "output", "manifest": json.loads(made.to_json())},
-            ended(),
-            at=START + 200,
-        ),
-    ]
-
-
-def state(tracking: str, tag: str) -> Any:
-    """All that MLflow shows of a story, without the ids that it makes up."""
-    with connected(tracking) as client:
-        everywhere = [item.experiment_id for item in client.search_experiments()]
-        runs = client.search_runs(everywhere, f"tags.`nemo_sky.run_id` = 'run-{tag}'")
-        runs += client.search_runs(
-            everywhere, f"tags.`nemo_sky.attempt_of` = 'run-{tag}'", order_by=["start_time"]
-        )
-        names = {run.info.run_id: run.info.run_name for run in runs}
-        models = client.search_logged_models(everywhere, f"tags.`art.uri` LIKE '%-{tag}:%'", max_results=50)
-        names |= {model.model_id: model.tags["art.uri"] for model in models}
-        versions = [
-            item
-            for name in (f"data-{tag}", f"model-{tag}", f"out-{tag}")
-            for item in client.search_model_versions(f"name = '{name}'")
-        ]
-        found = [
-            [
-                (
-                    run.info.run_name,
-                    run.info.status,
-                    run.info.start_time,
-                    run.info.end_time,
-                    run.data.params,
-                    {key: names.get(value, value) for key, value in run.data.tags.items()},
-                    {
-                        key: [
-                            (repr(m.value), m.step, m.timestamp) for m in client.get_metric_history(id_, key)
-                        ]
-                        for key in run.data.metrics
-                    },
-                    sorted(item.dataset.name for item in run.inputs.dataset_inputs),
-                    sorted(names[item.model_id] for item in run.inputs.model_inputs),
-                    sorted((names[item.model_id], item.step) for item in run.outputs.model_outputs),
-                )
-                for id_, run in ((run.info.run_id, client.get_run(run.info.run_id)) for run in runs)
-            ],
-            sorted((m.name, str(m.status), names.get(m.source_run_id), m.params, m.tags) for m in models),
-            sorted(
-                (v.name, int(v.version), names.get(v.run_id), {k: names.get(t, t) for k, t in v.tags.items()})
-                for v in versions
-            ),
-        ]
-    return json.loads(json.dumps(found).replace(tag, "TAG"))
-
-
-@pytest.fixture(scope="module")
-def told(tracking: str) -> tuple[Any, int]:
-    """What MLflow shows of the story when nothing goes wrong, and how many writes that took."""
-    tag = uuid.uuid4().hex
-    with dying(writes=-1) as count:
-        for events in story(tag):
-            mlflow_view.apply(events, tracking=tracking, run_id=f"run-{tag}")
-    return state(tracking, tag), count[0]
-
-
-def cursor(tracking: str, run_id: str, attempt: int) -> int:
-    """How many events of an attempt MLflow shows."""
-    with connected(tracking) as client:
-        everywhere = [item.experiment_id for item in client.search_experiments()]
-        runs = client.search_runs(everywhere, f"tags.`nemo_sky.run_id` = '{run_id}'")
-        return int(runs[0].data.tags.get(f"nemo_sky.seq.{attempt}", 0)) if runs else 0
-
-
-def test_a_crash_after_every_single_write_changes_nothing(tracking: str, told: tuple[Any, int]) -> None:
-    tag = uuid.uuid4().hex
-    deaths = 0
-    for attempt, events in enumerate(story(tag), start=1):
-        patience = 1
-        while cursor(tracking, f"run-{tag}", attempt) < len(events):
-            before = cursor(tracking, f"run-{tag}", attempt)
-            try:
-                with dying(patience):
-                    mlflow_view.apply(events, tracking=tracking, run_id=f"run-{tag}")
-            except Killed:
-                deaths += 1
-            # The same event once more, one write further, until it is through.
-            patience = patience + 1 if cursor(tracking, f"run-{tag}", attempt) == before else 1
-    expected, writes = told
-    assert deaths >= writes / 2, "many writes are not repeated once they took effect"
-    assert state(tracking, tag) == expected
-
-
-@settings(max_examples=5)
-@given(data=st.data())
-def test_any_prefix_a_crash_and_everything_again_is_the_same(
-    tracking: str, told: tuple[Any, int], data: st.DataObject
-) -> None:
-    expected, writes = told
-    tag = uuid.uuid4().hex
-    journals = story(tag)
-    deaths = data.draw(st.lists(st.integers(1, writes), min_size=1, max_size=3))
-    for death in deaths:
-        try:
-            with dying(death):
-                for events in journals:
-                    prefix = data.draw(st.integers(1, len(events)))
-                    mlflow_view.apply(events[:prefix], tracking=tracking, run_id=f"run-{tag}")
-                    mlflow_view.apply(events, tracking=tracking, run_id=f"run-{tag}")
-        except Killed:
-            pass
-    for events in journals:
-        mlflow_view.apply(events, tracking=tracking, run_id=f"run-{tag}")
-    assert state(tracking, tag) == expected
-
-
-def test_applying_again_writes_nothing(tracking: str) -> None:
-    tag = uuid.uuid4().hex
-    for events in story(tag):
-        mlflow_view.apply(events, tracking=tracking, run_id=f"run-{tag}")
-    with dying(writes=1) as count:
-        for events in story(tag):
-            mlflow_view.apply(events, tracking=tracking, run_id=f"run-{tag}")
-    assert count == [0]
-
-
 def test_versions_have_the_same_numbers_in_mlflow(tracking: str, tmp_path: Path) -> None:
     store = FileStore(tmp_path / "store")
     (tmp_path / "file").write_text("x")
@@ -586,87 +318,3 @@ def test_mlflow_is_not_heard(mlflow_template: MlflowTemplate, tracking: str, tmp
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert [path.name for path in tmp_path.iterdir()] == ["events.json"], "no ./mlruns, no ./mlflow.db"
-
-
-def test_check_of_a_database(tracking: str, tmp_path: Path) -> None:
-    mlflow_view.check(tracking)
-    mlflow_view.check(f"sqlite:///{tmp_path}/new/folder/mlflow.db")
-    assert not (tmp_path / "new" / "folder" / "mlflow.db").exists()
-    (tmp_path / "text").write_text("this is not a database, it is text" * 100)
-    with pytest.raises(Refused, match="text cannot be used: file is not a database"):
-        mlflow_view.check(f"sqlite:///{tmp_path}/text")
-    with pytest.raises(Refused, match=r"text/mlflow\.db cannot be used"):
-        mlflow_view.check(f"sqlite:///{tmp_path}/text/mlflow.db")
-    with pytest.raises(Refused, match="not a database"):
-        mlflow_view.apply(journal_of(started("r")), tracking=f"sqlite:///{tmp_path}/text", run_id="r")
-
-
-@contextmanager
-def server(status: int, body: bytes) -> Iterator[tuple[str, list[str | None]]]:
-    """An HTTP server that gives one answer; its URI and the Authorization headers it saw."""
-    seen: list[str | None] = []
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            seen.append(self.headers.get("Authorization"))
-            self.send_response(status if self.path == "/base/health" else 404)
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format: str, *args: Any) -> None:
-            pass
-
-    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as running:
-        thread = threading.Thread(target=running.serve_forever, args=(0.02,))
-        thread.start()
-        yield f"http://127.0.0.1:{running.server_address[1]}/base/", seen
-        running.shutdown()
-        thread.join()
-
-
-def test_check_of_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    with server(200, b"OK") as (uri, seen):
-        mlflow_view.check(uri)
-        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "ada")
-        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "secret")
-        mlflow_view.check(uri)
-        assert seen == [None, "Basic YWRhOnNlY3JldA=="]
-    with server(200, b"<html>welcome</html>") as (uri, _), pytest.raises(Refused, match="not as MLflow does"):
-        mlflow_view.check(uri)
-    with server(401, b"") as (uri, _), pytest.raises(Refused, match="answered 401") as caught:
-        mlflow_view.check(uri)
-    assert "MLFLOW_TRACKING_TOKEN" in str(caught.value.hint)
-
-
-@pytest.mark.parametrize("form", ["http://127.0.0.1:{}", "postgresql+psycopg2://127.0.0.1:{}/db"])
-def test_check_of_a_server_that_is_not_there(form: str) -> None:
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        with pytest.raises(Refused, match=r"cannot reach MLflow.*refused") as caught:
-            mlflow_view.check(form.format(unused.getsockname()[1]))
-    assert "tracking:" in str(caught.value.hint)
-
-
-def test_check_of_a_server_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert mlflow_client.CHECK_SECONDS <= 5
-    monkeypatch.setattr(mlflow_client, "CHECK_SECONDS", 1.5)
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        begun = time.monotonic()
-        with pytest.raises(Refused, match=r"timed out|did not answer"):
-            mlflow_view.check(f"http://127.0.0.1:{silent.getsockname()[1]}")
-        assert time.monotonic() - begun < 2
-
-
-@pytest.mark.parametrize("uri", ["http://ada:secret@host:1", "postgresql://ada@host/db"])
-def test_credentials_are_refused_and_not_repeated(uri: str) -> None:
-    for use in (mlflow_view.check, lambda it: mlflow_view.get_alias(it, "a", "b")):
-        with pytest.raises(UserError, match="holds a user or a password") as caught:
-            use(uri)
-        assert "secret" not in str(caught.value)
-        assert "ada" not in str(caught.value)
-
-
-def test_what_is_no_tracking_uri() -> None:
-    with pytest.raises(UserError, match="'ftp://x' is not an MLflow tracking URI"):
-        mlflow_view.check("ftp://x")
-    assert os.environ.get("MLFLOW_HTTP_REQUEST_MAX_RETRIES") is None
