@@ -6,10 +6,14 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from launcher import backends, runs
+from launcher.errors import Refused
 from launcher.project import Project
 
 if TYPE_CHECKING:
     from launcher.artifacts.store import Store
+
+UNTRACKED = "untracked"
+"""In a run's folder: MLflow could not be brought up to date when it ended, and why."""
 
 
 def every(project: Project, active_only: bool = False) -> list[dict[str, Any]]:
@@ -58,13 +62,14 @@ def show(project: Project, run_id: str) -> dict[str, Any]:
     folder = runs.directory(project.runs, run.run_id)
     state = backends.get(run.backend).status(folder)
     store = _store(run, project)
-    if run.backend != "local":
-        sync(project, run)  # no node of it could reach a tracker on this machine
+    # No node of a cloud could reach a tracker on this machine; one of this machine has written by itself.
+    behind = run.backend != "local" or (folder / UNTRACKED).exists()
+    untracked = track(project, run) if behind else None
     attempts = [attempt_facts(events) for events in sync_library.attempts(store, run.run_id)]
     metrics: dict[str, float] = {}
     for attempt in attempts:
         metrics.update(attempt.pop("metrics"))
-    ledger_costs = _ledger_costs(store, run)
+    ledger_costs, _ = _ledger_costs(store, run)
     for attempt in attempts:
         attempt["cost_usd"] = ledger_costs.get(attempt["attempt"], attempt["cost_usd"])
     known_costs = [a["cost_usd"] for a in attempts if a["cost_usd"] is not None]
@@ -85,6 +90,7 @@ def show(project: Project, run_id: str) -> dict[str, Any]:
         "fingerprint": run.fingerprint[:12],
         "folder": project.show(folder),
         "tracking": run.tracking,
+        "untracked": untracked,
         "metrics": {key: value for key, value in metrics.items() if not key.startswith("system/")},
         "attempt_list": attempts,
     }
@@ -135,24 +141,49 @@ def settle(project: Project, run: runs.Run) -> str | None:
     return booking.settle(_store(run, project), run, state)
 
 
-def sync(project: Project, run: runs.Run) -> None:
-    """Replay the run's journals into MLflow; what is there already is not written twice."""
+def track(project: Project, run: runs.Run) -> str | None:
+    """Bring MLflow up to date: the run's journals, each event once, and what the ledger says that it cost.
+
+    Returns a line that says why it could not be: the run is none the worse for it, and ``show`` tries again.
+    """
+    from launcher.lineage import mlflow_view
     from launcher.lineage import sync as sync_library
 
-    sync_library.sync_run(_store(run, project), run.tracking, run.run_id)
+    mark = runs.directory(project.runs, run.run_id) / UNTRACKED
+    store = _store(run, project)
+    try:
+        if sync_library.sync_run(store, run.tracking, run.run_id):
+            by_attempt, total = _ledger_costs(store, run, ended=True)
+            if total is not None:
+                mlflow_view.costs(by_attempt, total, tracking=run.tracking, run_id=run.run_id)
+    except Refused as error:
+        runs.write_text(mark, f"{error.message}\n")
+        return (
+            f"MLflow does not show all of {run.run_id}: {error.message} "
+            f"(`nemo-sky runs show {run.run_id}` tries again)"
+        )
+    mark.unlink(missing_ok=True)
+    return None
 
 
-def _ledger_costs(store: Store, run: runs.Run) -> dict[int, float]:
-    """Dollars by attempt, from launch to end: the ledger knows more of it than an attempt's own journal."""
+def _ledger_costs(
+    store: Store, run: runs.Run, *, ended: bool = False
+) -> tuple[dict[int, float], float | None]:
+    """Dollars by attempt, from launch to end, and in all: the ledger knows more than an attempt's own
+    journal. With ``ended`` only of what has ended: what is open counts as it is reserved. None: unknown.
+    """
     from launcher.money.account import MICROS
-    from launcher.money.ledger import account_name, open_ledger
+    from launcher.money.ledger import account_name, now_ms, open_ledger
 
+    now = now_ms()
     account = open_ledger(store).read(account_name(run.run_id, run.experiment))
-    return {
-        entry.attempt: entry.cost / MICROS
+    priced = [
+        entry
         for entry in account.of(run.run_id)
-        if entry.attempt is not None and entry.price is not None
-    }
+        if entry.price is not None and not (ended and entry.is_open(now))
+    ]
+    by_attempt = {entry.attempt: entry.cost / MICROS for entry in priced if entry.attempt is not None}
+    return by_attempt, sum(entry.cost for entry in priced) / MICROS if priced else None
 
 
 def _store(run: runs.Run, project: Project) -> Store:

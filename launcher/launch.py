@@ -168,8 +168,7 @@ def follow(plan: Plan, run: runs.Run, project: Project, store: Store, say: Say, 
     """Follow a submitted run to its end, and say what it made. Raises RunFailed, BudgetReached or
     DeadlineReached when that is nothing, KeyboardInterrupt after stopping it or leaving it be, as its backend
     has it."""
-    from launcher import backends
-    from launcher.lineage import sync
+    from launcher import backends, history
 
     started = datetime.now(UTC)
     folder = runs.directory(project.runs, run.run_id)
@@ -185,14 +184,15 @@ def follow(plan: Plan, run: runs.Run, project: Project, store: Store, say: Say, 
         backend.cancel(folder)
         if receipt := booking.settle(store, run, backend.status(folder)):
             say(f"  {receipt}")
-        sync.sync_run(store, project.tracking, run.run_id)
+        history.track(project, run)
         say("  stopped; the same command resumes it at its last checkpoint")
         raise
-    sync.sync_run(store, project.tracking, run.run_id)
-
+    # The nodes first: neither they nor the money wait for a tracker that cannot be reached.
     state, receipt = finish(run, project, store)
     if receipt:
         say(f"  {receipt}")
+    if trouble := history.track(project, run):
+        say(f"  {trouble}")
     if state.status == "BUDGET_REACHED":
         raise BudgetReached(
             f"{plan.name} reached its budget: {state.reason or 'no reason was given'}",

@@ -106,7 +106,8 @@ def cancel(
         backend.cancel(folder)
         if receipt := history.settle(found, record):
             say(receipt)
-        history.sync(found, record)
+        if trouble := history.track(found, record):
+            say(trouble)
     after = backend.status(folder)
     if json:
         print_json({"run_id": record.run_id, "status": after.status})
@@ -177,10 +178,11 @@ def down(
     for record in runs.every(found.runs) if run is None else [runs.load(found.runs, run)]:
         backend = backends.get(record.backend)
         folder = runs.directory(found.runs, record.run_id)
-        if backend.status(folder).active:
+        if active := backend.status(folder).active:
             backend.cancel(folder)
             if receipt := history.settle(found, record):
                 say(receipt)
-            history.sync(found, record)
         backend.down(folder)
+        if active and (trouble := history.track(found, record)):
+            say(trouble)
         print(f"{record.run_id} is {backend.status(folder).status.lower()} and holds no node")

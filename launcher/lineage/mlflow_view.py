@@ -39,7 +39,7 @@ from launcher.lineage.mlflow_artifacts import (
 )
 from launcher.lineage.mlflow_client import check, connected
 
-__all__ = ["apply", "check", "get_alias", "knows", "register", "set_alias"]
+__all__ = ["apply", "check", "costs", "get_alias", "knows", "register", "set_alias"]
 
 ATTEMPT_OF = "nemo_sky.attempt_of"
 ATTEMPT = "nemo_sky.attempt"
@@ -96,6 +96,29 @@ def knows(tracking: str, run_id: str) -> bool:
     """Whether MLflow shows the run at all."""
     with connected(tracking) as client:
         return find_run(client, run_id) is not None
+
+
+def costs(dollars: Mapping[int, float], total: float, *, tracking: str, run_id: str) -> None:
+    """Show what the ledger says: dollars by attempt, from the launch of its nodes to their end, and of the
+    whole run. It knows the cost of an attempt that was killed and of the nodes' set-up; an agent's own word
+    ends with the agent. What MLflow shows already is not written again.
+    """
+    with connected(tracking) as client:
+        run = find_run(client, run_id)
+        if run is None:
+            return
+        home = client.get_run(run).info.experiment_id
+        children = _children(client, home, run_id)
+        for number, child in children.items():
+            if number in dollars:
+                _cost(client, child.info.run_id, "cost_usd", dollars[number], number)
+        _cost(client, run, "nemo_sky.cost_usd", total, max(children, default=0))
+
+
+def _cost(client: Any, run: str, tag: str, dollars: float, step: int) -> None:
+    if client.get_run(run).data.metrics.get("cost_usd") != dollars:
+        client.log_metric(run, "cost_usd", dollars, step=step)
+        client.set_tag(run, tag, dollars)
 
 
 def _groups(events: Iterable[Event]) -> Iterator[list[Event]]:

@@ -10,14 +10,13 @@ know, so a sweep that was killed goes on by the same command.
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from launcher import backends, runs
+from launcher import backends, history, runs
 from launcher import launch as flow
 from launcher import plan as plans
 from launcher.errors import Refused, RunFailed, UserError, did_you_mean
@@ -239,8 +238,7 @@ def _act(here: Drive, trial: Trial) -> None:
         state = backend.status(folder)
     state, _ = flow.finish(run, here.project, here.store)
     here.live = [item for item in here.live if item.number != trial.number]
-    with contextlib.suppress(Refused):  # `runs show` brings MLflow up to date later
-        sync.sync_run(here.store, here.project.tracking, run.run_id)
+    history.track(here.project, run)  # what it cannot show now, `runs show` brings up to date
     if state.status == "SUCCEEDED":
         _measured(here, trial)
     elif trial.stopped_at is not None:

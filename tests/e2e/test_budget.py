@@ -102,7 +102,9 @@ def test_it_stops_at_the_cap_with_a_checkpoint_and_more_money_finishes_it(place:
     assert 2.5 < spent <= 4 + CHECK_USD, "the money was used, and no more"
     assert any(line.startswith(f"  cost: {money(round(spent * MICROS))} of $4.00") for line in place.said)
     assert shown["cost_usd"] == pytest.approx(spent, abs=1e-6), "runs show says what the ledger says"
-    assert in_mlflow(place, run.run_id)["status"] == "budget reached"
+    tracked, (attempt,) = in_mlflow(place, run.run_id)
+    assert (attempt.info.status, attempt.data.tags["status"]) == ("KILLED", "budget reached")
+    assert tracked.data.metrics["cost_usd"] == attempt.data.metrics["cost_usd"] == spent
 
     with pytest.raises(Refused, match="too much") as refused:
         place.launch(budget="4.5")
@@ -122,15 +124,15 @@ def test_it_stops_at_the_cap_with_a_checkpoint_and_more_money_finishes_it(place:
     assert outcome.output.producer["cost_usd"] == pytest.approx(total, rel=0.2)
 
 
-def in_mlflow(place: Place, run_id: str) -> dict[str, str]:
-    """The tags of the run's newest attempt."""
+def in_mlflow(place: Place, run_id: str) -> tuple[Any, list[Any]]:
+    """What MLflow shows of the run, and of its attempts in order."""
     import mlflow
 
     client = mlflow.MlflowClient(place.project.tracking)
     homes = [home.experiment_id for home in client.search_experiments()]
-    found = client.search_runs(homes, f"tags.`nemo_sky.attempt_of` = '{run_id}'")
-    assert found[0].info.status == "KILLED"
-    return dict(found[0].data.tags)
+    (run,) = client.search_runs(homes, f"tags.`nemo_sky.run_id` = '{run_id}'")
+    attempts = client.search_runs(homes, f"tags.`nemo_sky.attempt_of` = '{run_id}'")
+    return run, sorted(attempts, key=lambda attempt: int(attempt.data.tags["nemo_sky.attempt"]))
 
 
 def test_what_does_not_fit_leaves_no_run_behind(place: Place) -> None:
@@ -164,3 +166,7 @@ def test_a_recovery_is_an_entry_of_its_own(place: Place, monkeypatch: pytest.Mon
     assert place.account().experiment == "e"
     job = (place.project.runs / outcome.run_id / "job" / "job.yaml").read_text()
     assert "experiment: e" in job
+    tracked, attempts = in_mlflow(place, outcome.run_id)
+    costs = [attempt.data.metrics["cost_usd"] for attempt in attempts]
+    assert costs == [first.cost / MICROS, second.cost / MICROS], "of the one that was killed, too"
+    assert tracked.data.metrics["cost_usd"] == (first.cost + second.cost) / MICROS

@@ -154,13 +154,38 @@ def test_mlflow_has_each_event_once(place: Place) -> None:
     import mlflow
 
     (outcome,) = place.launch("prep", "score=0.0625")
-    history.sync(place.project, runs.load(place.project.runs, outcome.run_id))
+    assert history.track(place.project, runs.load(place.project.runs, outcome.run_id)) is None
     client = mlflow.MlflowClient(place.project.tracking)
     home = client.get_experiment_by_name("demo").experiment_id
     (run,) = client.search_runs([home], f"tags.`nemo_sky.run_id` = '{outcome.run_id}'")
     assert [point.value for point in client.get_metric_history(run.info.run_id, "score")] == [0.0625]
     assert run.data.params["score"] == "0.0625"
     assert len(run.outputs.model_outputs) == 1
+
+
+def test_mlflow_goes_away_in_the_middle_of_a_run_and_comes_back(place: Place) -> None:
+    import mlflow
+
+    database = place.project.root / "ml.db"
+    script = place.project.root / "recipes/demo/prep/script.py"
+    away = database.with_name("ml.away")
+    lose = f"import shutil; shutil.copy({str(database)!r}, {str(away)!r})\n"
+    lose += f"pathlib.Path({str(database)!r}).write_text('no database' * 100)\n"
+    script.write_text(PREP + lose)
+    try:
+        (outcome,) = place.launch("prep", "score=0.03125")
+        assert outcome.status == "made"
+        (said,) = [line for line in place.said if "MLflow" in line]
+        assert f"`nemo-sky runs show {outcome.run_id}` tries again" in said
+        assert "not a database" in place.state(outcome.run_id)["untracked"]
+    finally:
+        script.write_text(PREP)
+        database.write_bytes(away.read_bytes())
+    assert place.state(outcome.run_id)["untracked"] is None
+    client = mlflow.MlflowClient(place.project.tracking)
+    home = client.get_experiment_by_name("demo").experiment_id
+    (run,) = client.search_runs([home], f"tags.`nemo_sky.run_id` = '{outcome.run_id}'")
+    assert (run.info.status, run.data.metrics["score"]) == ("FINISHED", 0.03125)
 
 
 def test_an_active_run_is_not_started_twice(place: Place) -> None:

@@ -155,6 +155,26 @@ def test_a_resumed_run_runs_again_and_adds_up(tracking: str) -> None:
     assert run_of(tracking, run).data.tags["nemo_sky.cost_usd"] == "2.5"
 
 
+def test_the_ledger_has_the_last_word_on_costs(tracking: str) -> None:
+    run_id = unique("run")
+    journals = [
+        journal_of(started(run_id)),
+        journal_of(started(run_id, 2), ended("succeeded"), at=START + 100),
+    ]
+    for journal in journals:
+        run = mlflow_view.apply(journal, tracking=tracking, run_id=run_id)
+    assert "cost_usd" not in attempts_of(tracking, run_id)[1].data.metrics, "it was killed"
+    for _ in range(2):
+        mlflow_view.costs({1: 2.5, 2: 1.5}, 4.125, tracking=tracking, run_id=run_id)
+    shown, attempts = run_of(tracking, run), attempts_of(tracking, run_id)
+    assert [attempts[n].data.metrics["cost_usd"] for n in (1, 2)] == [2.5, 1.5]
+    assert (shown.data.metrics["cost_usd"], shown.data.tags["nemo_sky.cost_usd"]) == (4.125, "4.125")
+    with connected(tracking) as client:
+        values = [point.value for point in client.get_metric_history(run, "cost_usd")]
+    assert values == [1.25, 4.125], "the agent's word, then the ledger's, once"
+    mlflow_view.costs({1: 1.0}, 1.0, tracking=tracking, run_id="nobody-knows-it")
+
+
 def test_numbers_that_are_not_finite_and_limits(tracking: str) -> None:
     run_id = unique("run")
     points = [{"key": f"m{n % 7}", "value": float(n), "step": n, "ts": START + n} for n in range(2500)]
