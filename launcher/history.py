@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -12,15 +13,24 @@ from launcher.project import Project
 if TYPE_CHECKING:
     from launcher.artifacts.store import Store
 
+AT_ONCE = 8
+"""Runs whose state is asked for at the same time."""
 UNTRACKED = "untracked"
 """In a run's folder: MLflow could not be brought up to date when it ended, and why."""
 
 
 def every(project: Project, active_only: bool = False) -> list[dict[str, Any]]:
     """The facts of `runs list`, newest first; with ``active_only`` those of `queue`."""
+
+    def state_of(run: runs.Run) -> backends.State:
+        return backends.get(run.backend).status(runs.directory(project.runs, run.run_id))
+
     facts = []
-    for run in runs.every(project.runs):
-        state = backends.get(run.backend).status(runs.directory(project.runs, run.run_id))
+    known = runs.every(project.runs)
+    # SkyPilot takes a second or so for each run that has not ended.
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        states = list(pool.map(state_of, known))
+    for run, state in zip(known, states, strict=True):
         if active_only and not state.active:
             continue
         facts.append(

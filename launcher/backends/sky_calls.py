@@ -75,11 +75,31 @@ class RequestState:
     error: str | None
 
 
+_printing = threading.Lock()
+_printers: list[Any] = []
+"""One entry per call that is on: the real stdout, which the last one to end restores."""
+
+
+@contextmanager
+def _to_stderr() -> Iterator[None]:
+    """What is printed goes to stderr; ``contextlib.redirect_stdout`` in two threads could leave it there."""
+    with _printing:
+        _printers.append(_printers[0] if _printers else sys.stdout)
+        sys.stdout = sys.stderr
+    try:
+        yield
+    finally:
+        with _printing:
+            kept = _printers.pop()
+            if not _printers:
+                sys.stdout = kept
+
+
 @contextmanager
 def calls() -> Iterator[Any]:
-    """Give the SDK; what it prints goes to stderr, and what it raises becomes Refused."""
+    """Give the SDK; what it prints goes to stderr, and what it raises becomes Refused. Threads may call."""
     # Its loggers keep the stream that they find when they are imported.
-    with contextlib.redirect_stdout(sys.stderr):
+    with _to_stderr():
         try:
             import sky
         except ImportError as error:

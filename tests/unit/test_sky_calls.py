@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import threading
 
 import pytest
 from hypothesis import given
@@ -26,6 +27,32 @@ from launcher.backends import sky_calls
 )
 def test_lines_of_a_jobs_log(line: str, expected: str | None) -> None:
     assert sky_calls.plain_line(line) == expected
+
+
+def test_calls_of_two_threads_leave_stdout_as_it_was(capsys: pytest.CaptureFixture[str]) -> None:
+    """The first to begin is the first to end."""
+    steps = [threading.Event() for _ in range(3)]
+
+    def first() -> None:
+        with sky_calls._to_stderr():
+            steps[0].set()
+            assert steps[1].wait(10)
+        steps[2].set()
+
+    def second() -> None:
+        assert steps[0].wait(10)
+        with sky_calls._to_stderr():
+            steps[1].set()
+            assert steps[2].wait(10)
+            print("in a call")
+
+    threads = [threading.Thread(target=run) for run in (first, second)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    print("after it")
+    assert capsys.readouterr() == ("after it\n", "in a call\n")
 
 
 @given(st.lists(st.text("ab \r\n", max_size=6), max_size=8))
