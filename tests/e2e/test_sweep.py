@@ -160,7 +160,13 @@ class Place:
     said: list[str] = field(default_factory=list)
 
     def sweep(
-        self, text: str, budget: str, *overrides: str, trials: int | None = None, cluster: str = "priced"
+        self,
+        text: str,
+        budget: str,
+        *overrides: str,
+        trials: int | None = None,
+        cluster: str = "priced",
+        parallel: int = 1,
     ) -> Result:
         self.said.clear()
         path = self.project.root / "space.yaml"
@@ -171,7 +177,7 @@ class Place:
         request = plan.Request(
             "demo", "train", cluster=cluster, overrides=overrides, caps=limits, command="test"
         )
-        asked = Sweep("s", request, space.read(path), given.budget, trials, 1)
+        asked = Sweep("s", request, space.read(path), given.budget, trials, parallel)
         return run.sweep(asked, self.project, self.said.append)
 
     def account(self) -> Account:
@@ -265,6 +271,20 @@ def test_the_weak_are_stopped_and_what_they_save_is_not_spent(place: Place) -> N
     assert stopped
     assert result.best
     assert result.best["status"] == "complete"
+
+
+@pytest.mark.parametrize(("budget", "most"), [("$30", 3), ("$6", 2)])
+def test_trials_at_once_share_the_budget(place: Place, budget: str, most: int) -> None:
+    """Three may run together; their first leases cost $4 each, so that of $6 the next one waits until the one
+    before is about to end."""
+    result = place.sweep(X, budget, "steps=60", "pause=0.1", trials=4, parallel=3)
+    held = place.account()
+    assert held.committed() <= float(budget[1:]) * MICROS
+    stays = [(entry.launched, entry.end) for entry in held.entries.values()]
+    together = max(sum(begin <= at < end for begin, end in stays) for at, _ in stays)
+    assert together == most if most == 3 else together <= most
+    assert sum(row["status"] == "complete" for row in result.rows) == (4 if most == 3 else len(stays))
+    assert len(place.every()) == len(stays), "no trial was launched twice"
 
 
 def test_a_config_that_was_made_before_is_not_made_again(place: Place) -> None:
