@@ -153,27 +153,25 @@ def quotas(submitted: task.Task) -> Iterator[Finding]:
 
     One region with room is enough: SkyPilot passes over those that refuse.
     """
-    for want in want_of(submitted):
-        try:
-            found = quota.rooms(want)
-        except UserError as error:
-            yield Finding("quota", None, error.message, error.hint)
-            continue
-        for market in want.markets:
-            rooms = [room for room in found if room.market == market]
-            if not rooms:
-                continue
-            best = quota.best(rooms)
-            regions = sorted({room.region for room in rooms if room.enough})
-            says = f"{best.limit} vCPUs of {best.needed} for {want.nodes} x {best.instance}, {market}"
-            yield Finding(
-                "quota",
-                best.enough,
-                f"{says}, in {', '.join(regions) or f'{best.region}, the most of any region'}",
-                f"ask AWS for more of {best.name!r} of EC2 in {best.region} (console: Service Quotas), "
-                "or take fewer nodes or the other market",
-                forceable=True,
-            )
+    wants = want_of(submitted)
+    try:
+        found = quota.rooms(wants)
+    except UserError as error:
+        yield Finding("quota", None, error.message, error.hint)
+        return
+    for market in dict.fromkeys(room.market for room in found):
+        rooms = [room for room in found if room.market == market]
+        best = quota.best(rooms)
+        regions = sorted({room.region for room in rooms if room.enough})
+        says = f"{best.limit} vCPUs of {best.needed} for {wants[0].nodes} x {best.instance}, {market}"
+        yield Finding(
+            "quota",
+            best.enough,
+            f"{says}, in {', '.join(regions) or f'{best.region}, the most of any region'}",
+            f"ask AWS for more of {best.name!r} of EC2 in {best.region} (console: Service Quotas), "
+            "or take fewer nodes or the other market",
+            forceable=True,
+        )
 
 
 def memory(plan: Plan) -> Iterator[Finding]:

@@ -40,24 +40,25 @@ class Room:
         return self.limit >= self.needed
 
 
-def rooms(want: Want) -> list[Room]:
-    """The quota for every region of AWS that could run ``want``, where AWS tells; empty on other clouds.
+def rooms(wants: Sequence[Want]) -> list[Room]:
+    """The quota for every region of AWS that could run one of ``wants``, where AWS tells; empty where any of
+    them may go to another cloud.
 
     Raises Refused when AWS does not answer or does not let this account ask.
     """
-    if split_infra(want.infra)[0] != "aws":
+    if any(split_infra(want.infra)[0] != "aws" for want in wants):
         return []
-    found = offers.find(want).offers
+    found = [(want, offer) for want in wants for offer in offers.find(want).offers]
     cpus = {
         row.instance: int(row.cpus)
-        for row in catalogs.read(catalogs.folder(), "aws", {offer.instance for offer in found})
+        for row in catalogs.read(catalogs.folder(), "aws", {offer.instance for _, offer in found})
     }
-    regions = sorted({offer.region for offer in found})
+    regions = sorted({offer.region for _, offer in found})
     with ThreadPoolExecutor(REGIONS_AT_ONCE) as pool:
         limits = dict(zip(regions, pool.map(limits_of, regions), strict=True))
     result = {
         Room(offer.region, market, offer.instance, needed, int(limits[offer.region][name]), name)
-        for offer in found
+        for want, offer in found
         for market in want.markets
         if (needed := cpus.get(offer.instance, 0) * want.nodes)
         and (name := quota_of(offer.instance, market, limits[offer.region]))

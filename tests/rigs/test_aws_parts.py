@@ -17,12 +17,8 @@ import pytest
 from tests.rigs import skyhome
 from tests.rigs.aws import folders, image
 from tests.rigs.aws.catalogs import IMAGES
+from tests.rigs.aws.notice import METADATA, preempt_with_notice
 from tests.rigs.aws.rig import AwsRig, clear_abandoned, up
-
-METADATA = (
-    "token=$(curl -sX PUT http://169.254.169.254/latest/api/token); "
-    'curl -s -H "X-aws-ec2-metadata-token: $token" http://169.254.169.254/latest/meta-data/'
-)
 
 
 def until(condition: Callable[[], object], seconds: float = 20) -> None:
@@ -118,9 +114,7 @@ def test_a_machine_sees_its_own_and_nothing_of_this_one(aws: AwsRig) -> None:
 
 def test_a_notice_comes_before_the_end(aws: AwsRig) -> None:
     instance = launch(aws, "us-east-1b")
-    assert "terminate" not in aws.shell(instance, METADATA + "spot/instance-action")
-    aws.preempt(instance, notice=True)
-    assert '"action": "terminate"' in aws.shell(instance, METADATA + "spot/instance-action")
+    assert '"action": "terminate"' in preempt_with_notice(aws, instance)
     until(lambda: instance not in {item.id for item in aws.instances()})
     assert not processes_in(aws, instance)
 

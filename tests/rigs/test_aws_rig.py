@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from tests.rigs.aws.catalogs import REGIONS
+from tests.rigs.aws.notice import preempt_with_notice
 from tests.rigs.aws.rig import AwsRig, Instance
 
 SKY = Path(sys.executable).with_name("sky")
@@ -87,15 +88,7 @@ def test_a_zone_without_capacity_is_passed_over(pair: tuple[AwsRig, str]) -> Non
 def test_a_notice_comes_before_the_end_and_the_end_is_sudden(pair: tuple[AwsRig, str]) -> None:
     rig, _ = pair
     told, spared = nodes(rig, "pair")
-    asked = (
-        "token=$(curl -sX PUT http://169.254.169.254/latest/api/token); "
-        'curl -s -H "X-aws-ec2-metadata-token: $token" '
-        "http://169.254.169.254/latest/meta-data/spot/instance-action"
-    )
-    assert "terminate" not in rig.shell(told.id, asked)
-    rig.preempt(told.id, notice=True)
-    assert '"action": "terminate"' in rig.shell(told.id, asked)
-    assert {told.id, spared.id} == {item.id for item in nodes(rig, "pair")}
+    assert '"action": "terminate"' in preempt_with_notice(rig, told.id)
     until(lambda: [item.id for item in nodes(rig, "pair")] == [spared.id], 30)
     rig.preempt(spared.id, notice=False)
     assert not nodes(rig, "pair")

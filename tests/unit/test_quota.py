@@ -97,6 +97,18 @@ def test_a_region_with_room_is_enough(account: Path, wanted: dict[str, object], 
         preflight.require([found], force=True)
 
 
+def test_of_several_regions_of_one_task_one_with_room_is_enough(account: Path) -> None:
+    """As ``--max-hourly`` leaves them."""
+    both = [{"infra": "aws/us-east-1"}, {"infra": "aws/us-west-2"}]
+    asked = {"num_nodes": 2, "resources": {"accelerators": "H100:8", "any_of": both}}
+    (found,) = preflight.quotas(asked)
+    assert (found.ok, found.says.endswith("in us-west-2")) == (True, True)
+    elsewhere = {"accelerators": "H100:8", "any_of": [*both, {"infra": "gcp/us-east4"}]}
+    assert list(preflight.quotas({"num_nodes": 3, "resources": elsewhere})) == [], (
+        "another cloud may have room"
+    )
+
+
 def test_what_aws_does_not_tell_is_unknown(account: Path) -> None:
     account.write_text(account.read_text() + "p5.48xlarge,H100,8,192,2048,,98.32,30.5,eu-west-1,x,x86_64\n")
     (found,) = preflight.quotas(task(1, "aws/eu-west-1"))
