@@ -104,9 +104,7 @@ def test_of_several_regions_of_one_task_one_with_room_is_enough(account: Path) -
     (found,) = preflight.quotas(asked)
     assert (found.ok, found.says.endswith("in us-west-2")) == (True, True)
     elsewhere = {"accelerators": "H100:8", "any_of": [*both, {"infra": "gcp/us-east4"}]}
-    assert list(preflight.quotas({"num_nodes": 3, "resources": elsewhere})) == [], (
-        "another cloud may have room"
-    )
+    assert list(preflight.quotas({"num_nodes": 3, "resources": elsewhere})) == [], "another cloud has room"
 
 
 def test_what_aws_does_not_tell_is_unknown(account: Path) -> None:
