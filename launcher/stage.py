@@ -18,34 +18,6 @@ if TYPE_CHECKING:
 SIZE_KEYS = ("run.nodes", "run.gpus_per_node", "run.accelerator")
 
 
-def placed(spec: runspec.Runspec, profile: clusters.Profile, request: Request) -> clusters.Profile:
-    """The profile as the launch wants it for this stage. ``--gpus`` of ``all`` is for stages that use some.
-
-    Raises UserError for a wish that the place or the recipe forbids.
-    """
-    wanted = request.placement
-    if request.stage == "all" and spec.resources.gpus_per_node == 0:
-        wanted = replace(wanted, gpus=None)
-    if wanted.market in ("spot", "spot-first") and spec.sky.spot is False and request.stage != "all":
-        raise UserError(
-            f"--{wanted.market}: {spec.name} must not run on spot, its recipe says",
-            where=str(spec.script_path),
-            hint="leave it out, or set spot in [tool.nemo_sky]",
-        )
-    return clusters.place(profile, wanted)
-
-
-def managed_because(spec: runspec.Runspec, profile: clusters.Profile, request: Request) -> str | None:
-    """Why the stage is a managed job, which SkyPilot's controller recovers; None when it is none."""
-    if profile.backend == "local":
-        return None
-    if (profile.spot or profile.spot_first) and spec.sky.spot is not False:
-        return "spot nodes can be preempted, and it is recovered elsewhere"
-    if request.retries:
-        return f"--retries {request.retries}: SkyPilot begins it again when it fails"
-    return "--managed: SkyPilot watches over it" if request.managed else None
-
-
 def require_sound(spec: runspec.Runspec, project: Project) -> None:
     """Raises UserError for what a strict reader finds in the script. Other cookbooks have no strict reader:
     `nemo-sky check` tells of theirs."""
@@ -117,6 +89,23 @@ def sized(spec: runspec.Runspec, composed: config.Composed) -> runspec.Runspec:
     return replace(spec, resources=resources, sky=sky)
 
 
+def placed(spec: runspec.Runspec, profile: clusters.Profile, request: Request) -> clusters.Profile:
+    """The profile as the launch wants it for this stage. ``--gpus`` of ``all`` is for stages that use some.
+
+    Raises UserError for a wish that the place or the recipe forbids.
+    """
+    wanted = request.placement
+    if request.stage == "all" and spec.resources.gpus_per_node == 0:
+        wanted = replace(wanted, gpus=None)
+    if wanted.market in ("spot", "spot-first") and spec.sky.spot is False and request.stage != "all":
+        raise UserError(
+            f"--{wanted.market}: {spec.name} must not run on spot, its recipe says",
+            where=str(spec.script_path),
+            hint="leave it out, or set spot in [tool.nemo_sky]",
+        )
+    return clusters.place(profile, wanted)
+
+
 def require_divisible(
     spec: runspec.Runspec, profile: clusters.Profile, request: Request, composed: config.Composed
 ) -> None:
@@ -130,3 +119,14 @@ def require_divisible(
             where=composed.where(key),
             hint="change the degrees, --nodes or the profile",
         )
+
+
+def managed_because(spec: runspec.Runspec, profile: clusters.Profile, request: Request) -> str | None:
+    """Why the stage is a managed job, which SkyPilot's controller recovers; None when it is none."""
+    if profile.backend == "local":
+        return None
+    if (profile.spot or profile.spot_first) and spec.sky.spot is not False:
+        return "spot nodes can be preempted, and it is recovered elsewhere"
+    if request.retries:
+        return f"--retries {request.retries}: SkyPilot begins it again when it fails"
+    return "--managed: SkyPilot watches over it" if request.managed else None

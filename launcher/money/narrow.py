@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from launcher.clusters import Profile
 from launcher.errors import Refused
@@ -11,7 +11,8 @@ from launcher.money import offers, places
 from launcher.money.account import MICROS
 from launcher.money.want import Market, Want, want_of
 
-Task = dict[str, Any]
+if TYPE_CHECKING:
+    from launcher.task import Task
 
 
 def to_price(profile: Profile, task: Task, limit: int | None, root: Path | None = None) -> Task:
