@@ -1,6 +1,6 @@
 """The rigs, one of each per test run. Where the machine cannot host one, its tests skip and say why.
 
-With two workers (``-n 2 --dist loadgroup``), each rig is one worker's: SkyPilot mostly waits.
+With two workers (``-n 2 --dist loadscope``) each rig is one worker's: SkyPilot mostly waits.
 """
 
 from __future__ import annotations
@@ -9,18 +9,25 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.rigs.aws import image
 from tests.rigs.aws.rig import AwsRig, aws_rig
 from tests.rigs.slurm import CannotHost, SlurmRig, check_machine, slurm_rig
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the marks when it is told of the tests
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        for rig in ("slurm", "aws"):
-            if rig in getattr(item, "fixturenames", ()):
-                item.add_marker(pytest.mark.xdist_group(rig))
+class ByRig(LoadScopeScheduling):  # type: ignore[misc]
+    """Every test of a rig goes to one worker: there is one rig of a kind, and it takes half the machine.
+
+    Not ``--dist loadgroup``: pytest 9.2 no longer lets pytest-xdist 3.8 write the group into a test's name.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "slurm" if "slurm" in nodeid else "aws"
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> ByRig:
+    return ByRig(config, log)
 
 
 @pytest.fixture(scope="session")
