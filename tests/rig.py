@@ -23,12 +23,12 @@ TRAINER = ROOT / "tests" / "fixtures" / "trainer.py"
 _NOT_OURS = ("NEMO_SKY_", "SKYPILOT_", "MLFLOW_", "RAY_")
 
 
-def until(condition: Callable[[], Any], seconds: float = 20.0) -> Any:
-    """What ``condition`` returns once it is true."""
+def until(condition: Callable[[], Any], seconds: float = 20.0, every: float = 0.02) -> Any:
+    """What ``condition`` returns once it is true; it is asked ``every`` so many seconds."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < deadline, "the condition did not come true in time"
-        time.sleep(0.02)
+        time.sleep(every)
     return value
 
 

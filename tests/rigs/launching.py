@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +58,8 @@ class Launches:
 
     def finish(self, run_id: str, seconds: float = 400) -> dict[str, Any]:
         """Wait for the run's end without following it; what `runs show` says then."""
-        assert until(lambda: self.show(run_id)["status"] in ENDS, seconds), self.show(run_id)
+        # A process each time, which imports SkyPilot: asked without a pause it takes a core from the run.
+        until(lambda: self.show(run_id)["status"] in ENDS, seconds, every=5)
         return self.show(run_id)
 
     def model(self, run_id: str) -> dict[str, Any]:
@@ -89,6 +90,11 @@ class Launches:
 
 
 ENDS = ("SUCCEEDED", "FAILED", "CANCELLED", "INTERRUPTED", "BUDGET_REACHED", "DEADLINE_REACHED", "LOST")
+
+
+def eventually(condition: Callable[[], Any], seconds: float) -> Any:
+    """What ``condition`` returns once it is true. Slurm or the emulated AWS answers it: not all the time."""
+    return until(condition, seconds, every=0.5)
 
 
 @contextmanager

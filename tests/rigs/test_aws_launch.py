@@ -8,9 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.rig import until
 from tests.rigs.aws.rig import AwsRig
-from tests.rigs.launching import LONG, REACHED_S, SHORT, Launches, aws_project
+from tests.rigs.launching import LONG, REACHED_S, SHORT, Launches, aws_project, eventually
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +20,7 @@ def on(aws: AwsRig, tmp_path_factory: pytest.TempPathFactory) -> Launches:
 @pytest.fixture(autouse=True)
 def nothing_stays(aws: AwsRig) -> Iterator[None]:
     yield
-    assert until(lambda: not aws.instances(), 120), "an instance was left running"
+    assert eventually(lambda: not aws.instances(), 120), "an instance was left running"
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +46,7 @@ def test_spot_two_instances(on: Launches, aws: AwsRig) -> None:
     """A managed job whose two nodes have no filesystem in common."""
     aws.hold(10)
     run_id = on.detach(*SHORT, "--nodes", "2", "--spot", "--force")
-    assert until(aws.reached, REACHED_S)
+    assert eventually(aws.reached, REACHED_S)
     assert [item.spot for item in aws.instances()] == [True, True]
     aws.hold(None)
     shown = on.finish(run_id)
@@ -76,17 +75,17 @@ def test_three_preemptions_each_during_an_upload(on: Launches, aws: AwsRig, whol
 def take_away_at(aws: AwsRig, then: int | None, *, notice: bool) -> None:
     """Preempt the one instance while it commits the checkpoint that is held back, and hold that of the step
     ``then`` once it is gone."""
-    assert until(aws.reached, REACHED_S)
+    assert eventually(aws.reached, REACHED_S)
     (victim,) = aws.instances()
     aws.preempt(victim.id, notice=notice)
-    assert until(lambda: victim.id not in {item.id for item in aws.instances()}, 60)
+    assert eventually(lambda: victim.id not in {item.id for item in aws.instances()}, 60)
     aws.hold(then)
 
 
 def test_no_store_for_a_minute(on: Launches, aws: AwsRig, whole: dict[str, float]) -> None:
     aws.hold(300)
     run_id = on.detach(*LONG, "--force")
-    assert until(aws.reached, REACHED_S)
+    assert eventually(aws.reached, REACHED_S)
     aws.silence(True)
     aws.hold(None)
     time.sleep(60)  # the outage itself; the run must bear it

@@ -15,10 +15,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.rig import until
 from tests.rigs import skyhome
 from tests.rigs.aws.rig import AwsRig
-from tests.rigs.launching import LONG, aws_project, capped, launching
+from tests.rigs.launching import LONG, aws_project, capped, eventually, launching
 from tests.rigs.slurm import SlurmRig
 
 MONEY = "money: {check_every: 10s, setup: 120s, teardown: 60s}\n"
@@ -54,7 +53,7 @@ def test_slurm_allocation_goes_without_launcher_controller_and_agent(slurm: Slur
         hang(run_id)
         began = time.monotonic()
         assert slurm.squeue()
-        assert until(lambda: not slurm.squeue(), LEASE_S + 60), "the allocation outlived its lease"
+        assert eventually(lambda: not slurm.squeue(), LEASE_S + 60), "the allocation outlived its lease"
         assert time.monotonic() - began < LEASE_S + 60
 
 
@@ -66,7 +65,7 @@ def _time_limits(slurm: SlurmRig) -> list[str]:
 @pytest.fixture
 def gone(aws: AwsRig) -> Iterator[None]:
     yield
-    assert until(lambda: not aws.instances(), 120), "an instance was left running"
+    assert eventually(lambda: not aws.instances(), 120), "an instance was left running"
 
 
 @pytest.mark.usefixtures("gone")
@@ -77,4 +76,4 @@ def test_aws_instance_goes_without_launcher_controller_and_agent(aws: AwsRig, tm
     skyhome.stop(Path(aws.env["HOME"]))
     hang(run_id)
     assert aws.instances()
-    assert until(lambda: not aws.instances(), LEASE_S + SKYLET_S), "the instance outlived its lease"
+    assert eventually(lambda: not aws.instances(), LEASE_S + SKYLET_S), "the instance outlived its lease"

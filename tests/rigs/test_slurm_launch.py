@@ -13,8 +13,7 @@ import pytest
 
 from tests.e2e.conftest import make_project
 from tests.e2e.s3 import Gate
-from tests.rig import until
-from tests.rigs.launching import LONG, REACHED_S, SHORT, Launches, launching
+from tests.rigs.launching import LONG, REACHED_S, SHORT, Launches, eventually, launching
 from tests.rigs.slurm import SlurmRig
 
 
@@ -33,7 +32,7 @@ def on(gated: tuple[Launches, Gate]) -> Launches:
 @pytest.fixture(autouse=True)
 def nothing_stays(slurm: SlurmRig) -> Iterator[None]:
     yield
-    assert until(lambda: not slurm.squeue(), 60), "an allocation was left behind"
+    assert eventually(lambda: not slurm.squeue(), 60), "an allocation was left behind"
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +134,7 @@ def test_launcher_api_server_and_store_go_away(
     assert launcher.stderr
     line = next(text for text in launcher.stderr if text.startswith("  run "))
     run_id = line.split()[1]
-    assert until(lambda: slurm.squeue(), 300)
+    assert eventually(lambda: slurm.squeue(), 300)
     launcher.send_signal(signal.SIGKILL)
     launcher.communicate()
 

@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 
-from tests.rig import until
 from tests.rigs.aws.catalogs import REGIONS
 from tests.rigs.aws.rig import AwsRig, Instance, aws_rig
 from tests.rigs.conftest import require_aws
-from tests.rigs.launching import LONG, REACHED_S, Launches, aws_project
+from tests.rigs.launching import LONG, REACHED_S, Launches, aws_project, eventually
 
 MONEY = "money: {check_every: 5s, setup: 60s, teardown: 5s}\n"
 
@@ -40,7 +39,7 @@ def on(aws: AwsRig, tmp_path_factory: pytest.TempPathFactory) -> Launches:
 def nothing_stays(aws: AwsRig) -> Iterator[None]:
     yield
     aws.hold(None)
-    assert until(lambda: not aws.instances(), 120), "an instance was left running"
+    assert eventually(lambda: not aws.instances(), 120), "an instance was left running"
 
 
 def attempts(on: Launches, run_id: str) -> list[dict[str, Any]]:
@@ -63,14 +62,14 @@ def the_only(aws: AwsRig) -> Instance:
 def test_a_preempted_job_goes_on_in_another_zone(on: Launches, aws: AwsRig) -> None:
     aws.hold(300)
     run_id = on.detach(*LONG, "--spot", "--force")
-    assert until(aws.reached, REACHED_S)
+    assert eventually(aws.reached, REACHED_S)
     first = the_only(aws)
     assert first.spot
     shown = on.project.run("plugin", "status").stdout
     assert shown.startswith("the API server has the plugin nemo-sky")
     assert run_id in on.project.run("plugin", "uninstall", code=3).stderr
     aws.preempt(first.id, notice=False)
-    assert until(lambda: any(item.id != first.id for item in aws.instances()), 300)
+    assert eventually(lambda: any(item.id != first.id for item in aws.instances()), 300)
     second = the_only(aws)
     assert second.zone != first.zone
     aws.hold(None)
@@ -88,13 +87,13 @@ def test_from_on_demand_back_to_spot_at_a_checkpoint(on: Launches, aws: AwsRig) 
         aws.capacity(zone, False, spot=True)
     aws.hold(300)
     run_id = on.detach(*LONG, "--spot-first", "--force")
-    assert until(aws.reached, 2 * REACHED_S)
+    assert eventually(aws.reached, 2 * REACHED_S)
     assert not the_only(aws).spot
     for zone in zones:
         aws.capacity(zone, True, spot=True)
-    assert until(lambda: said(aws, "at the next checkpoint"), 300)
+    assert eventually(lambda: said(aws, "at the next checkpoint"), 300)
     aws.hold(600)  # until then it goes on; the last checkpoint before a move is one of these
-    assert until(lambda: any(item.spot for item in aws.instances()), 300), "it stayed on-demand"
+    assert eventually(lambda: any(item.spot for item in aws.instances()), 300), "it stayed on-demand"
     aws.hold(None)
     ended = on.finish(run_id, 600)
     assert ended["status"] == "SUCCEEDED"
