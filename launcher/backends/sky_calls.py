@@ -216,8 +216,14 @@ def cluster_job(name: str) -> Job | None:
             return here
         try:
             jobs = sky.get(sky.queue(name, all_users=True))
-        except (sky.exceptions.ClusterNotUpError, sky.exceptions.ClusterDoesNotExist):
+        except _absent(sky):
             return here  # it went between the two questions
+        except sky.exceptions.CommandError:
+            # So it is seen when the node goes while it answers: the cloud itself knows.
+            now = sky.get(sky.status(cluster_names=[name], refresh=sky.StatusRefreshMode.FORCE))
+            if now and now[0]["status"].value == "UP":
+                raise
+            return here
     if not jobs:
         return here
     newest = max(jobs, key=lambda job: job["job_id"])
