@@ -14,10 +14,10 @@ from tests.rigs.slurm import SlurmRig
 
 CHECK_S, SETUP_S, TEARDOWN_S = 10, 75, 60
 MONEY = f"money: {{check_every: {CHECK_S}s, setup: {SETUP_S}s, teardown: {TEARDOWN_S}s}}\n"
-# What the budget pays for: the first lease, a save of 25 s in it, and a little more. Provisioning takes a
-# fifth of it or more, and the rest is not enough for the training.
-PAID_S = CHECK_S + SETUP_S + TEARDOWN_S + 25 + 20
-STEPS = 4500
+# What the budget pays for: the first lease, a save of 25 s in it, and a minute more, for a busy machine takes
+# half of it to provision. What is left is not enough for the training.
+PAID_S = CHECK_S + SETUP_S + TEARDOWN_S + 25 + 60
+STEPS = 9000
 WORDS = (*SHORT, f"train.steps={STEPS}", "train.save_interval=500", f"train.eval_interval={STEPS}")
 
 

@@ -23,7 +23,7 @@ def preempt_with_notice(rig: AwsRig, instance: str) -> str:
     watch = f"touch /tmp/watching; while ! ({_ACTION}) | grep terminate; do sleep 0.1; done"
     with ThreadPoolExecutor(1) as pool:
         told = pool.submit(rig.shell, instance, watch)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while "watching" not in rig.shell(instance, "ls /tmp"):
             assert time.monotonic() < deadline, "the instance did not begin to watch"
         rig.preempt(instance, notice=True)

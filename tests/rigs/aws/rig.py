@@ -84,7 +84,7 @@ class AwsRig:
         options = ("StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR")
         ssh = ["ssh", "-T", "-i", str(key), *(word for option in options for word in ("-o", option))]
         done = subprocess.run(
-            [*ssh, f"{image.USER}@{address}", command], capture_output=True, text=True, timeout=60
+            [*ssh, f"{image.USER}@{address}", command], capture_output=True, text=True, timeout=180
         )
         return done.stdout
 
