@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from launcher import clusters, config, cookbook, inputs, provenance, runspec, stage, task
 from launcher.errors import UserError, did_you_mean
 from launcher.lineage import fingerprint
-from launcher.money.caps import Caps, unsaid
+from launcher.money.caps import Caps, hourly, unsaid
 from launcher.project import Project
 
 if TYPE_CHECKING:
@@ -297,7 +297,7 @@ def _plan(
         job=job,
         script_args=request.script_args,
         managed=stage.managed_because(spec, profile, request),
-        max_hourly=request.caps.max_hourly or unsaid(project.money).max_hourly,
+        max_hourly=hourly(request.caps, unsaid(project.money)),
         source=source,
         recipes=recipes,
     )

@@ -23,7 +23,7 @@ TRAINER = ROOT / "tests" / "fixtures" / "trainer.py"
 _NOT_OURS = ("NEMO_SKY_", "SKYPILOT_", "MLFLOW_", "RAY_")
 
 
-def until(condition: Callable[[], Any], seconds: float = 20.0, every: float = 0.02) -> Any:
+def until(condition: Callable[[], Any], seconds: float = 60.0, every: float = 0.02) -> Any:
     """What ``condition`` returns once it is true; it is asked ``every`` so many seconds."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
@@ -125,7 +125,7 @@ class Rig:
     def alive(self) -> list[int]:
         return processes_of(self.run_id)
 
-    def until(self, condition: Callable[[], Any], seconds: float = 20.0) -> Any:
+    def until(self, condition: Callable[[], Any], seconds: float = 60.0) -> Any:
         return until(condition, seconds)
 
 

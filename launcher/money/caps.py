@@ -124,6 +124,11 @@ def unsaid(project: Settings) -> Caps:
     return Caps(**values)
 
 
+def hourly(given: Caps, otherwise: Caps) -> int | None:
+    """The most that an hour may cost, in micro-dollars: what the launch says, else what its project does."""
+    return otherwise.max_hourly if given.max_hourly is None else given.max_hourly
+
+
 def _caps(file: YamlFile, part: str) -> Caps:
     values: dict[str, Any] = {}
     for key, value in _table(file, "money", part).items():

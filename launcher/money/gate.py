@@ -23,7 +23,7 @@ from launcher.money.account import (
     set_budget,
 )
 from launcher.money.amounts import enough_duration, format_duration
-from launcher.money.caps import Caps
+from launcher.money.caps import Caps, hourly
 from launcher.money.ledger import Ledger, account_name
 
 ESTIMATE = "it is an estimate: `--work TIME` says how long it works in all, --force goes on in spite of it"
@@ -119,7 +119,7 @@ def check_expected(account: Account, order: Order) -> None:
 
 def check_price(order: Order) -> None:
     """Raises Refused when all nodes together cost more per hour than they may, or nobody knows."""
-    limit = order.unsaid.max_hourly if order.caps.max_hourly is None else order.caps.max_hourly
+    limit = hourly(order.caps, order.unsaid)
     price, nodes = order.entry.price, order.entry.nodes
     if price is None:
         budgets = (order.caps.budget, order.caps.experiment_budget, order.unsaid.budget)

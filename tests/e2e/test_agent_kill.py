@@ -84,7 +84,7 @@ def test_killing_the_agent_takes_every_rank_with_it(rig: Rig) -> None:
     process = started(rig, "5000", "sleep=0.02")
     process.kill()
     process.wait()
-    rig.until(lambda: not rig.alive(), 5)
+    rig.until(lambda: not rig.alive())
 
 
 def test_killing_the_guard_takes_every_rank_with_it_and_fails_the_attempt(rig: Rig) -> None:

@@ -13,6 +13,7 @@ from launcher.errors import BudgetReached, Refused
 from launcher.money import caps
 from launcher.money.account import MICROS, Account, money
 from launcher.money.ledger import account_name, open_ledger
+from tests.mlflow_runs import in_mlflow
 
 ROOT = Path(__file__).parents[2]
 HEAD = """# /// script
@@ -102,7 +103,7 @@ def test_it_stops_at_the_cap_with_a_checkpoint_and_more_money_finishes_it(place:
     assert 2.5 < spent <= 4 + CHECK_USD, "the money was used, and no more"
     assert any(line.startswith(f"  cost: {money(round(spent * MICROS))} of $4.00") for line in place.said)
     assert shown["cost_usd"] == pytest.approx(spent, abs=1e-6), "runs show says what the ledger says"
-    tracked, (attempt,) = in_mlflow(place, run.run_id)
+    tracked, (attempt,) = in_mlflow(place.project.tracking, run.run_id)
     assert (attempt.info.status, attempt.data.tags["status"]) == ("KILLED", "budget reached")
     assert tracked.data.metrics["cost_usd"] == attempt.data.metrics["cost_usd"] == spent
 
@@ -122,17 +123,6 @@ def test_it_stops_at_the_cap_with_a_checkpoint_and_more_money_finishes_it(place:
     assert total > spent
     assert place.shown()["cost_usd"] == pytest.approx(total, abs=1e-6)
     assert outcome.output.producer["cost_usd"] == pytest.approx(total, rel=0.2)
-
-
-def in_mlflow(place: Place, run_id: str) -> tuple[Any, list[Any]]:
-    """What MLflow shows of the run, and of its attempts in order."""
-    import mlflow
-
-    client = mlflow.MlflowClient(place.project.tracking)
-    homes = [home.experiment_id for home in client.search_experiments()]
-    (run,) = client.search_runs(homes, f"tags.`nemo_sky.run_id` = '{run_id}'")
-    attempts = client.search_runs(homes, f"tags.`nemo_sky.attempt_of` = '{run_id}'")
-    return run, sorted(attempts, key=lambda attempt: int(attempt.data.tags["nemo_sky.attempt"]))
 
 
 def test_what_does_not_fit_leaves_no_run_behind(place: Place) -> None:
@@ -166,7 +156,7 @@ def test_a_recovery_is_an_entry_of_its_own(place: Place, monkeypatch: pytest.Mon
     assert place.account().experiment == "e"
     job = (place.project.runs / outcome.run_id / "job" / "job.yaml").read_text()
     assert "experiment: e" in job
-    tracked, attempts = in_mlflow(place, outcome.run_id)
+    tracked, attempts = in_mlflow(place.project.tracking, outcome.run_id)
     costs = [attempt.data.metrics["cost_usd"] for attempt in attempts]
     assert costs == [first.cost / MICROS, second.cost / MICROS], "of the one that was killed, too"
     assert tracked.data.metrics["cost_usd"] == (first.cost + second.cost) / MICROS

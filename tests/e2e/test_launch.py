@@ -11,6 +11,7 @@ import pytest
 
 from launcher import history, launch, plan, project, runs
 from launcher.errors import Refused, RunFailed
+from tests.mlflow_runs import in_mlflow
 
 ROOT = Path(__file__).parents[2]
 PREP = """# /// script
@@ -164,8 +165,6 @@ def test_mlflow_has_each_event_once(place: Place) -> None:
 
 
 def test_mlflow_goes_away_in_the_middle_of_a_run_and_comes_back(place: Place) -> None:
-    import mlflow
-
     database = place.project.root / "ml.db"
     script = place.project.root / "recipes/demo/prep/script.py"
     away = database.with_name("ml.away")
@@ -182,9 +181,7 @@ def test_mlflow_goes_away_in_the_middle_of_a_run_and_comes_back(place: Place) ->
         script.write_text(PREP)
         database.write_bytes(away.read_bytes())
     assert place.state(outcome.run_id)["untracked"] is None
-    client = mlflow.MlflowClient(place.project.tracking)
-    home = client.get_experiment_by_name("demo").experiment_id
-    (run,) = client.search_runs([home], f"tags.`nemo_sky.run_id` = '{outcome.run_id}'")
+    run, _ = in_mlflow(place.project.tracking, outcome.run_id)
     assert (run.info.status, run.data.metrics["score"]) == ("FINISHED", 0.03125)
 
 

@@ -14,6 +14,7 @@ import pytest
 from tests.e2e.conftest import Project, make_project
 from tests.e2e.crash import until_committed
 from tests.e2e.s3 import FAKE_CREDENTIALS, Gate, serve
+from tests.mlflow_runs import in_mlflow
 from tests.rig import until
 from tests.rigs.aws.rig import AwsRig
 from tests.rigs.skyhome import SkyHome
@@ -71,22 +72,12 @@ class Launches:
             json.loads(self.project.run("artifacts", "show", item["uri"], "--json").stdout) for item in found
         ]
         (mine,) = [item for item in shown if item["producer"]["run_id"] == run_id]
-        run, attempts = self.in_mlflow(run_id)
+        run, attempts = in_mlflow(f"sqlite:///{self.project.root}/.nemo-sky/mlflow.db", run_id)
         assert run.info.status == "FINISHED"
         assert len(attempts) == len(self.show(run_id)["attempt_list"])
         assert len(run.outputs.model_outputs) == 1
         assert run.data.metrics["valid_loss"] == pytest.approx(mine["metadata"]["valid_loss"], abs=1e-3)
         return dict(mine)
-
-    def in_mlflow(self, run_id: str) -> tuple[Any, list[Any]]:
-        """MLflow's own record of a run, and those of its attempts."""
-        import mlflow
-
-        client = mlflow.MlflowClient(f"sqlite:///{self.project.root}/.nemo-sky/mlflow.db")
-        homes = [home.experiment_id for home in client.search_experiments()]
-        (run,) = client.search_runs(homes, f"tags.`nemo_sky.run_id` = '{run_id}'")
-        attempts = client.search_runs(homes, f"tags.`nemo_sky.attempt_of` = '{run_id}'")
-        return client.get_run(run.info.run_id), list(attempts)
 
 
 ENDS = ("SUCCEEDED", "FAILED", "CANCELLED", "INTERRUPTED", "BUDGET_REACHED", "DEADLINE_REACHED", "LOST")

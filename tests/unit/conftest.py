@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from launcher.artifacts.store import FileStore, S3Store, Store
+from tests.rig import Rig, make_rig
 from tests.unit.config_files import Write
 
 BUCKET = "nemo-sky-tests"
@@ -106,6 +107,13 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
         return FileStore(tmp_path / "store")
     server: S3Server = request.getfixturevalue("s3_server")
     return server.store()
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    """A node with an agent to run on it."""
+    with make_rig(tmp_path) as made:
+        yield made
 
 
 @pytest.fixture

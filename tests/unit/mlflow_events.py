@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from launcher.artifacts.manifest import Manifest
 from launcher.lineage.journal import Event
 from launcher.lineage.mlflow_client import connected
-
-if TYPE_CHECKING:
-    pass
 
 START = 1_700_000_000.0
 

@@ -5,34 +5,20 @@ from __future__ import annotations
 import json
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import launcher
 from launcher.agent import watch
 from launcher.agent.job import Node
 from launcher.agent.metrics import MetricsFile
 from launcher.agent.rendezvous import Attempt
 from launcher.artifacts import checkpoints
 from launcher.artifacts.store import FileStore
-from tests.rig import Rig, make_rig
-
-if TYPE_CHECKING:
-    pass
-
-AGENT = Path(launcher.__file__).parent / "agent"
-
-
-@pytest.fixture
-def rig(tmp_path: Path) -> Iterator[Rig]:
-    with make_rig(tmp_path) as made:
-        yield made
-
+from tests.rig import Rig
 
 # Checkpoints in the background
 

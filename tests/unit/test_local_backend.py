@@ -139,9 +139,11 @@ def test_set_up_runs_once_and_its_failure_is_the_runs(run_dir: Path) -> None:
 
 
 def test_a_failing_node_stops_the_others_and_is_quoted(run_dir: Path) -> None:
+    ready = f"{run_dir.parent}/ready-"  # node 1 fails when the other two can save
     run = (
-        'if [ "$SKYPILOT_NODE_RANK" = 1 ]; then for i in $(seq 300); do echo line $i; done; exit 3; fi;'
-        'trap "echo saved; exit 75" TERM; sleep 60 & wait'
+        f'if [ "$SKYPILOT_NODE_RANK" = 1 ]; then until [ -e {ready}0 -a -e {ready}2 ]; do sleep 0.05; done;'
+        "for i in $(seq 300); do echo line $i; done; exit 3; fi;"
+        f'trap "echo saved; exit 75" TERM; touch {ready}$SKYPILOT_NODE_RANK; sleep 60 & wait'
     )
     state, lines = finish(run_dir, run, num_nodes=3)
     assert (state.status, state.reason) == ("FAILED", "node 1 exited with 3")
@@ -184,7 +186,7 @@ def test_cancel_kills_what_does_not_end_in_its_grace(run_dir: Path) -> None:
     assert next(local.follow(run_dir)) == "ready"
     began = time.monotonic()
     local.cancel(run_dir, grace_s=0.3)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 10, "its grace is 0.3 s, not the usual"
     assert of_run(run_dir) == []
     assert local.status(run_dir).status == "CANCELLED"
 

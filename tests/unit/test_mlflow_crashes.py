@@ -7,7 +7,7 @@ import math
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -24,9 +24,6 @@ from tests.unit.mlflow_events import (
     metrics,
     started,
 )
-
-if TYPE_CHECKING:
-    pass
 
 
 class Killed(BaseException):

@@ -79,7 +79,7 @@ def test_a_head_that_vanishes_fails_the_worker(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(Ended, match=r"the Ray head at 127.0.0.1:9 has vanished") as caught:
         ray.serve(lambda: None, lambda: False)
     assert caught.value.code != 0
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
 
 
 def test_the_end_of_the_command_leaves_the_cluster_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -172,7 +172,7 @@ def test_s3_that_does_not_answer_is_given_up_in_time(
         started = time.monotonic()
         with pytest.raises(StoreError, match=r"s3://b-b-b/p at .* did not answer within 1 seconds"):
             S3Store("b-b-b", "p", f"http://127.0.0.1:{silent.getsockname()[1]}").check()
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 10, "far less than boto3 waits by itself"
 
 
 def test_s3_errors_name_the_bucket_and_what_to_do(

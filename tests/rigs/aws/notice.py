@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from concurrent.futures import ThreadPoolExecutor
 
+from tests.rig import until
 from tests.rigs.aws.rig import AwsRig
 
 METADATA = (
@@ -23,8 +23,6 @@ def preempt_with_notice(rig: AwsRig, instance: str) -> str:
     watch = f"touch /tmp/watching; while ! ({_ACTION}) | grep terminate; do sleep 0.1; done"
     with ThreadPoolExecutor(1) as pool:
         told = pool.submit(rig.shell, instance, watch)
-        deadline = time.monotonic() + 120
-        while "watching" not in rig.shell(instance, "ls /tmp"):
-            assert time.monotonic() < deadline, "the instance did not begin to watch"
+        until(lambda: "watching" in rig.shell(instance, "ls /tmp"), 120)
         rig.preempt(instance, notice=True)
         return told.result()
