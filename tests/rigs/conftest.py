@@ -1,6 +1,6 @@
 """The rigs, one of each per test run. Where the machine cannot host one, its tests skip and say why.
 
-With two workers (``-n 2 --dist loadscope``) each rig is one worker's: SkyPilot mostly waits.
+With three workers (``-n 3 --dist loadscope``) each has a rig of its own: SkyPilot mostly waits.
 """
 
 from __future__ import annotations
@@ -15,15 +15,19 @@ from tests.rigs.aws import image
 from tests.rigs.aws.rig import AwsRig, aws_rig
 from tests.rigs.slurm import CannotHost, SlurmRig, check_machine, slurm_rig
 
+MONEY = ("test_cap", "test_fuse", "test_strategy")
+
 
 class ByRig(LoadScopeScheduling):  # type: ignore[misc]
-    """Every test of a rig goes to one worker: there is one rig of a kind, and it takes half the machine.
+    """Every test of a rig goes to one worker: Slurm's, AWS's, and those of money on a second AWS.
 
     Not ``--dist loadgroup``: pytest 9.2 no longer lets pytest-xdist 3.8 write the group into a test's name.
     """
 
     def _split_scope(self, nodeid: str) -> str:
-        return "slurm" if "slurm" in nodeid else "aws"
+        if "slurm" in nodeid:
+            return "slurm"
+        return "money" if nodeid.rpartition("/")[2].startswith(MONEY) else "aws"
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> ByRig:
