@@ -19,7 +19,7 @@ from typing import IO, Any
 
 from launcher import runs
 from launcher.agent.ends import BUDGET_REACHED, DEADLINE_REACHED
-from launcher.backends import sky_calls
+from launcher.backends import sky_calls, sky_logs
 from launcher.backends.base import ACTIVE, State
 from launcher.errors import Refused
 
@@ -27,6 +27,7 @@ OUTLIVES_LAUNCHER = True
 POLL_S = 1.0
 GONE_S = 120.0  # a request that was posted is in SkyPilot's lists by then
 TAIL = 40
+OUTAGE_S = 900.0  # SkyPilot may be away so long before who follows a run is sent away too
 _AGAIN = 200  # lines remembered, so that a log taken up again is not shown twice
 _UNDER_WAY = ("PENDING", "WAITING", "RUNNING")  # of a request
 # How an attempt ends at a cap, in its journal and as a status. To SkyPilot it failed.
@@ -89,7 +90,8 @@ def submit_pipeline(name: str, stages: Sequence[tuple[Path, Mapping[str, Any], M
 def follow(run_dir: Path, *, from_start: bool = True, wait: bool = True) -> Iterator[str]:
     """What SkyPilot says while it provisions, then the job's log; see ``base.Backend``.
 
-    A lost connection is taken up again where it broke off; leaving it stops nothing.
+    A lost connection is taken up again where it broke off, a server that does not answer is asked again for
+    a quarter of an hour; leaving stops nothing.
     """
     ended, ticket = _ended(run_dir), _ticket(run_dir)
     asked = sky_calls.request_state(ticket.request) if ticket and ticket.request and not ended else None
@@ -104,8 +106,9 @@ def follow(run_dir: Path, *, from_start: bool = True, wait: bool = True) -> Iter
     job = None
     if wait and launching and ticket.request:
         with contextlib.suppress(Refused):  # why it failed is the run's status
-            job = yield from sky_calls.launch_log(ticket.request, ticket.job, ticket.managed)
+            job = yield from sky_logs.launch_log(ticket.request, ticket.job, ticket.managed)
     shown: deque[str] = deque(maxlen=_AGAIN)
+    away: float | None = None  # since when SkyPilot does not answer
     with tempfile.TemporaryFile("w+", encoding="utf-8") as said:
         while True:
             fresh = not shown
@@ -120,8 +123,18 @@ def follow(run_dir: Path, *, from_start: bool = True, wait: bool = True) -> Iter
                         yield line
                 whole = from_start and fresh
             job = None  # a recovery may have given it another cluster
-            if not wait or not _state(run_dir, said if whole else None).active:
+            if not wait:
                 return
+            try:
+                if not _state(run_dir, said if whole else None).active:
+                    return
+                away = None
+            except Refused as error:
+                if away is None:
+                    away = time.monotonic()
+                    yield f"{error.message}; the run goes on without it, and it is asked again"
+                if time.monotonic() - away > OUTAGE_S:
+                    raise
             time.sleep(POLL_S)
 
 
@@ -275,7 +288,7 @@ def _log(ticket: Ticket, job: sky_calls.Job | None, *, wait: bool, tail: int) ->
     job = job or _job(ticket)
     if job is None or job.job_id is None:
         raise Refused(f"SkyPilot has no job {ticket.job}")
-    return sky_calls.job_log(job, ticket.managed, ticket.task, wait=wait, tail=tail)
+    return sky_logs.job_log(job, ticket.managed, ticket.task, wait=wait, tail=tail)
 
 
 def _ended(run_dir: Path) -> State | None:

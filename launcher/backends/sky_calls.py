@@ -7,12 +7,10 @@ configuration names it. ``import sky`` costs 1.5 s, so nothing here is imported 
 from __future__ import annotations
 
 import contextlib
-import io
-import queue
 import re
 import sys
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -44,11 +42,7 @@ _MANAGED = {
     # The controller died and nobody watches the job: launching the run again takes it up.
     "FAILED_CONTROLLER": "LOST",
 }
-_PREFIX = re.compile(
-    r"^(?:\x1b\[[0-9;]*m)*\((?P<who>[^()]*?)(?:, rank=(?P<rank>\d+))?, pid=\d+(?:, ip=[^)]*)?\)"
-    r"(?:\x1b\[[0-9;]*m)* ?"
-)
-_ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 @dataclass(frozen=True)
@@ -111,7 +105,7 @@ def calls() -> Iterator[Any]:
         except UserError:
             raise
         except Exception as error:  # whatever a server somewhere raised arrives here as itself
-            raise Refused(f"SkyPilot: {_said(error)}", hint=_advice(error)) from error
+            raise Refused(f"SkyPilot: {said(error)}", hint=_advice(error)) from error
 
 
 def enabled_clouds(cloud: str | None) -> list[str]:
@@ -265,48 +259,6 @@ def managed_job(name: str, task: int = 0) -> Job | None:
     )
 
 
-def launch_log(request: str, name: str, managed: bool) -> Generator[str, None, Job | None]:
-    """What SkyPilot says while it carries a launch out, until it is done. Gives the job ``name`` that it
-    made, None where that is not told. Raises Refused when the launch fails."""
-    with calls() as sky:
-        pass
-    made = yield from _stream(lambda out: sky.stream_and_get(request, output_stream=out))
-    number = made[0] if isinstance(made, tuple) and made else None
-    if not isinstance(number, int):
-        return None
-    return Job(None, job_id=number, cluster=None if managed else name)
-
-
-def job_log(job: Job, managed: bool, task: int, *, wait: bool, tail: int) -> Iterator[str]:
-    """The job's log, lines of several nodes marked ``[node R] ``; ``tail`` 0 is from its beginning.
-
-    Raises Refused when SkyPilot has none.
-    """
-    with calls() as sky:
-        pass
-
-    def read(out: io.TextIOBase) -> object:
-        if managed:
-            return sky.jobs.tail_logs(
-                job_id=job.job_id, follow=wait, tail=tail or None, task=task, output_stream=out
-            )
-        return sky.tail_logs(job.cluster, job.job_id, follow=wait, tail=tail, output_stream=out)
-
-    for line in _stream(read):
-        if (plain := plain_line(line)) is not None:
-            yield plain
-
-
-def plain_line(line: str) -> str | None:
-    """A line of SkyPilot's log without its prefix; of several nodes with ours; None for its own chatter."""
-    found = _PREFIX.match(line)
-    if not found:
-        text = _ANSI.sub("", line)
-        return None if text.startswith(("├──", "└──", "Streaming", "⚙", "✓", "Tip:", "📋")) else text
-    rest = line[found.end() :]
-    return f"[node {found['rank']}] {rest}" if found["rank"] is not None else rest
-
-
 def withdraw(request: str) -> None:
     """Cancel a request that is not carried out yet. One that is finished stays so."""
     with calls() as sky, contextlib.suppress(sky.exceptions.RequestCancelled):
@@ -386,13 +338,14 @@ def _request_error(text: Any) -> str | None:
 
     try:
         values = json.loads(text) if isinstance(text, str) else text
-        return _ANSI.sub("", str(values.get("message") or values.get("type") or values))
+        return ANSI.sub("", str(values.get("message") or values.get("type") or values))
     except (ValueError, AttributeError):
-        return _ANSI.sub("", str(text))
+        return ANSI.sub("", str(text))
 
 
-def _said(error: Exception) -> str:
-    text = _ANSI.sub("", str(error)).strip()
+def said(error: Exception) -> str:
+    """An error in SkyPilot's own words, without their colours."""
+    text = ANSI.sub("", str(error)).strip()
     return text or type(error).__name__
 
 
@@ -405,44 +358,3 @@ def _advice(error: Exception) -> str:
     if kind == "ResourcesUnavailableError":
         return "another --region, --gpus or --cloud may have room; a managed job (--managed) waits for it"
     return "`nemo-sky doctor` checks the set-up"
-
-
-class _Lines(io.TextIOBase):
-    """A text stream that hands whole lines on to a queue."""
-
-    def __init__(self, out: queue.Queue[str | BaseException | None]) -> None:
-        self._out = out
-        self._rest = ""
-
-    def write(self, text: str) -> int:
-        *lines, self._rest = (self._rest + text).replace("\r\n", "\n").split("\n")
-        for line in lines:
-            self._out.put(line.rsplit("\r", 1)[-1])
-        return len(text)
-
-    def end(self) -> None:
-        if self._rest:
-            self._out.put(self._rest)
-
-
-def _stream(read: Callable[[io.TextIOBase], object]) -> Generator[str, None, object]:
-    """Lines as a blocking SDK call writes them, then what it returns. It runs in a thread of its own, so that
-    Ctrl-C is heard at once and SkyPilot draws no spinner; left early, the thread ends with this process."""
-    lines: queue.Queue[str | BaseException | None] = queue.Queue()
-    out = _Lines(lines)
-    returned: list[object] = []
-
-    def work() -> None:
-        try:
-            returned.append(read(out))
-            out.end()
-            lines.put(None)
-        except BaseException as error:
-            lines.put(error)
-
-    threading.Thread(target=work, daemon=True).start()
-    while (item := lines.get()) is not None:
-        if isinstance(item, BaseException):
-            raise Refused(f"SkyPilot: {_said(item if isinstance(item, Exception) else RuntimeError())}")
-        yield item
-    return returned[0]

@@ -156,15 +156,28 @@ def test_launcher_api_server_and_store_go_away(
     assert "holds no node" in on.project.run("down", run_id).stdout
 
 
-def test_through_a_remote_api_server(on: Launches, tmp_path: Path) -> None:
+def test_through_a_remote_api_server_that_restarts(
+    gated: tuple[Launches, Gate], tmp_path: Path, slurm: SlurmRig
+) -> None:
     """A machine that has nothing of SkyPilot's but the server's address: the working directory and the run's
-    files are uploaded to it."""
+    files are uploaded to it. Who follows the run there waits until the server is back."""
+    on, gate = gated
     on.project.run("doctor", "--cluster", str(on.profile))  # starts the rig's server
     rigs = dict(on.project.env)
     server = f"http://127.0.0.1:{rigs.pop('SKYPILOT_API_SERVER_LOCAL_PORT')}"
     env = {**rigs, "HOME": str(tmp_path / "home"), "SKYPILOT_API_SERVER_ENDPOINT": server}
     away = Launches(make_project(tmp_path / "project", **env), on.profile)
-    done = away.launch(*SHORT, "--force")
+    gate.hold(step=300)
+    launcher = away.project.start("launch", *LONG, "--cluster", str(on.profile), "--force", "--json")
+    assert gate.reached.wait(REACHED_S)
+    kill_api_server(slurm)
+    assert launcher.stderr
+    assert any("the run goes on without it" in line for line in launcher.stderr)
+    on.project.run("doctor", "--cluster", str(on.profile))
+    gate.hold()
+    printed, _ = launcher.communicate(timeout=REACHED_S)
+    (done,) = json.loads(printed)
+    assert launcher.returncode == 0
     assert away.show(done["run_id"])["status"] == "SUCCEEDED"
     assert not (tmp_path / "home" / ".sky" / "state.db").exists()
 

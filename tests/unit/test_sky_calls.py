@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.backends import sky_calls
+from launcher.backends import sky_calls, sky_logs
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ from launcher.backends import sky_calls
     ],
 )
 def test_lines_of_a_jobs_log(line: str, expected: str | None) -> None:
-    assert sky_calls.plain_line(line) == expected
+    assert sky_logs.plain_line(line) == expected
 
 
 def test_calls_of_two_threads_leave_stdout_as_it_was(capsys: pytest.CaptureFixture[str]) -> None:
@@ -58,7 +58,7 @@ def test_calls_of_two_threads_leave_stdout_as_it_was(capsys: pytest.CaptureFixtu
 @given(st.lists(st.text("ab \r\n", max_size=6), max_size=8))
 def test_lines_are_whole_however_they_arrive(pieces: list[str]) -> None:
     out: queue.Queue[str | BaseException | None] = queue.Queue()
-    stream = sky_calls._Lines(out)
+    stream = sky_logs._Lines(out)
     text = "".join(pieces).replace("\r", "")
     for piece in pieces:
         stream.write(piece.replace("\r", ""))
