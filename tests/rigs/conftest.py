@@ -1,6 +1,6 @@
 """The rigs, one of each per test run. Where the machine cannot host one, its tests skip and say why.
 
-With three workers (``-n 3 --dist loadscope``) each has a rig of its own: SkyPilot mostly waits.
+With two workers (``-n 2 --dist loadscope``) two rigs are up at a time: SkyPilot mostly waits, the training does not.
 """
 
 from __future__ import annotations
