@@ -117,6 +117,13 @@ class Plan:
     def output(self) -> str | None:
         return self.spec.sky.output.name if self.spec.sky.output else None
 
+    @property
+    def kind(self) -> str:
+        """What runs it, and why where that is a choice."""
+        if self.profile.backend == "local":
+            return "on this machine"
+        return f"as a managed job: {self.managed}" if self.managed else "as a job on its own cluster"
+
 
 def select(request: Request, project: Project) -> list[runspec.Runspec]:
     """The stages that the request names, in the order in which they must run. ``all`` is the family's chain:

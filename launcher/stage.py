@@ -97,13 +97,33 @@ def placed(spec: runspec.Runspec, profile: clusters.Profile, request: Request) -
     wanted = request.placement
     if request.stage == "all" and spec.resources.gpus_per_node == 0:
         wanted = replace(wanted, gpus=None)
+    if profile.backend == "local":  # SkyPilot, which begins a job again, has no part in it
+        recovered = {
+            "managed": request.managed,
+            "retries": request.retries > 0,
+            "preemptions": request.preemptions is not None,
+        }
+        if flags := [f"--{name}" for name, given in recovered.items() if given]:
+            raise UserError(f"{flags[0]} means nothing on this machine", hint="name a cloud: --cloud aws")
     if wanted.market in ("spot", "spot-first") and spec.sky.spot is False and request.stage != "all":
         raise UserError(
             f"--{wanted.market}: {spec.name} must not run on spot, its recipe says",
             where=str(spec.script_path),
             hint="leave it out, or set spot in [tool.nemo_sky]",
         )
-    return clusters.place(profile, wanted)
+    profile = clusters.place(profile, wanted)
+    if wanted.gpus and ":" not in wanted.gpus and task.shape_of(spec, profile).gpus_per_node == 0:
+        raise UserError(
+            f"--gpus {wanted.gpus}: {spec.name} uses no GPUs, and this does not say how many it shall",
+            hint=f"write --gpus {wanted.gpus}:1, or leave it out",
+        )
+    unmanaged = managed_because(spec, profile, request) is None
+    if request.preemptions is not None and unmanaged and request.stage != "all":
+        raise UserError(
+            f"--preemptions {request.preemptions}: {spec.name} is no managed job, which alone is recovered",
+            hint="add --managed or --spot, or leave it out",
+        )
+    return profile
 
 
 def require_divisible(

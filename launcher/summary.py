@@ -36,6 +36,7 @@ def find_artifact(project: Project, uri: str) -> Manifest:
 def dry(plan: Plan, built: task.Task) -> str:
     """A plan as YAML: comments for people above the exact task."""
     lines = [f"# {plan.name} with config {plan.config_name!r} on {plan.profile.name!r}, {plan.nodes} node(s)"]
+    lines.append(f"# {plan.kind}")
     for name, item in plan.inputs.items():
         known = item.path or (item.manifest.uri if item.manifest else f"{item.ref} (not made yet)")
         lines.append(f"# input {name}: {known}")

@@ -103,7 +103,7 @@ def launch(
     of the same is resumed at its newest committed checkpoint. What follows `--` goes to the script.
     """
     from launcher import launch as flow
-    from launcher import summary
+    from launcher import pipeline, summary
     from launcher.clusters import Placement
     from launcher.money.amounts import parse_duration
     from launcher.money.caps import from_flags
@@ -136,8 +136,10 @@ def launch(
     )
     if dry_run:
         tasks = flow.dry_run(request, found, say)
+        if pipeline.fits([plan for plan, _ in tasks], request, found):
+            say(f"a launch hands these {len(tasks)} tasks to SkyPilot as one managed job")
         if json:
-            print_json([{"stage": plan.name, "task": task} for plan, task in tasks])
+            print_json([{"stage": plan.name, "managed": plan.managed, "task": task} for plan, task in tasks])
         else:
             print("---\n".join(summary.dry(plan, task) for plan, task in tasks), end="")
         return

@@ -174,6 +174,7 @@ def _json(
     return {
         "stage": planned.name,
         "config": planned.config_name,
+        "managed": planned.managed,
         "nodes": result.nodes,
         "gpus": result.gpus,
         "tokens": result.work.tokens,
@@ -195,6 +196,8 @@ def _show(
     print(f"{planned.name}, config {planned.config_name}: {count} with {result.gpus}")
     for hours, source in {row.estimate.hours: row.estimate.source for row in reversed(rows)}.items():
         print(f"  works {_hours(hours)}: {source}")
+    on_spot = not planned.managed and any(row.market == "spot" for row in rows)
+    print(f"  runs {planned.kind}{', on spot as a managed job' if on_spot else ''}")
     print_table(COLUMNS, [_cells(row) for row in rows], empty="no place can run this")
     if len(rows) < len(result.rows):
         say(f"{len(result.rows) - len(rows)} more rows: --all")

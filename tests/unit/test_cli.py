@@ -132,6 +132,11 @@ def test_works_from_inside_and_from_outside(run: Run, project: Path, monkeypatch
         (["launch", "demo", "all", "--cloud", "local", "--from", "trin"], 2, "did you mean 'train'"),
         (["launch", "demo", "all", "--cloud", "local", "--from", "train", "--to", "prep"], 2, "comes after"),
         (["launch", "demo", "train", "--cloud", "local", "--nodes", "0"], 2, "--nodes"),
+        (["launch", "demo", "all", "--cloud", "local", "--managed"], 2, "--managed means nothing on this"),
+        (["launch", "demo", "train", "--cloud", "local", "--retries", "3"], 2, "--retries means nothing on"),
+        (["launch", "demo", "train", "--cloud", "local", "--preemptions", "0"], 2, "--preemptions means not"),
+        (["launch", "demo", "train", "--cloud", "aws", "--preemptions", "0"], 2, "is no managed job"),
+        (["launch", "demo", "train", "--cloud", "aws", "--gpus", "H100"], 2, "write --gpus H100:1"),
         (["render", "--check"], 2, "--check goes with --all"),
         (["render", "--all", "demo"], 2, "takes no stage"),
         (["config", "show", "demo", "train", "--", "x"], 2, "only launch and render"),
@@ -182,6 +187,34 @@ def test_a_dry_run_prints_the_task_and_starts_nothing(run: Run, project: Path) -
     assert result.code == 0
     assert not (project / ".nemo-sky" / "runs").exists()
     assert [item["stage"] for item in json.loads(result.out)] == ["demo/prep", "demo/train"]
+
+
+@pytest.mark.parametrize(
+    ("words", "kind"),
+    [
+        (["--cloud", "local"], "on this machine"),
+        (["--cloud", "aws"], "as a job on its own cluster"),
+        (["--cloud", "aws", "--gpus", "H100:1", "--on-demand"], "as a job on its own cluster"),
+        (["--cloud", "aws", "--spot"], "as a managed job: spot nodes can be preempted"),
+        (["--cloud", "aws", "--spot-first", "--preemptions", "0"], "as a managed job: spot nodes can be"),
+        (["--cloud", "aws", "--retries", "2"], "as a managed job: --retries 2: SkyPilot begins it again"),
+        (["--cloud", "aws", "--managed"], "as a managed job: --managed: SkyPilot watches over it"),
+    ],
+)
+def test_a_dry_run_says_what_would_recover_the_stage(run: Run, words: list[str], kind: str) -> None:
+    result = run("launch", "demo", "train", *words, "--dry-run")
+    assert result.code == 0, result.err
+    assert f"\n# {kind}" in result.out
+    (shown,) = json.loads(run("launch", "demo", "train", *words, "--dry-run", "--json").out)
+    why = kind.removeprefix("as a managed job: ")
+    assert (shown["managed"] or "").startswith(why) if why != kind else shown["managed"] is None
+    assert ("job_recovery" in shown["task"].get("resources", {})) == (why != kind)
+
+
+def test_a_dry_run_of_all_says_when_they_are_one_managed_job(run: Run) -> None:
+    words = ("launch", "demo", "all", "--cloud", "aws", "--dry-run")
+    assert "2 tasks to SkyPilot as one managed job" in run(*words, "--managed").err
+    assert "one managed job" not in run(*words).err
 
 
 def test_arguments_after_the_dashes_go_to_the_script_alone(run: Run) -> None:
