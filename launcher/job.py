@@ -29,7 +29,7 @@ def write(
     says that our own strategy recovers it.
     """
     folder = runs.directory(project.runs, run.run_id)
-    commit = provenance.commit_of(project.root)
+    commit = provenance.commit_of(project.root, request.secrets)
     facts = {
         **plan.job["provenance"],
         "fingerprint": plan.fingerprint,
@@ -39,10 +39,12 @@ def write(
         "command": request.command,
         **({"sweep": request.trial.sweep, "trial": request.trial.number} if request.trial else {}),
     }
+    facts |= {"patch_lacks": commit.left_out} if commit.left_out else {}
     patches = {"provenance.patch": commit.patch}
     if plan.source:  # the script's own repository is another than the project's
-        theirs = provenance.commit_of(plan.source.root)
+        theirs = provenance.commit_of(plan.source.root, request.secrets)
         facts |= {"cookbook_git_sha": theirs.sha, "cookbook_git_dirty": theirs.dirty}
+        facts |= {"cookbook_patch_lacks": theirs.left_out} if theirs.left_out else {}
         patches["cookbook.patch"] = theirs.patch
     submitted = task_of(plan, project, run.run_id)
     if ours and booked:

@@ -11,44 +11,93 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from launcher.runspec import Runspec
 
 MAX_PATCH_BYTES = 20_000_000
+GIT_S = 30.0
+# A patch that `git apply` takes, whatever the user has configured.
+_DIFF = ("diff", "HEAD", "--binary", "--no-ext-diff", "--no-textconv", "--no-color", "--no-relative",
+         "--submodule=short", "--src-prefix=a/", "--dst-prefix=b/")  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Commit:
-    """The project's git state. ``sha`` is None outside a repository; ``patch`` is the uncommitted diff."""
+    """The project's git state. ``sha`` is None outside a repository; ``patch`` is the uncommitted diff, with
+    the new files that git does not ignore. It always applies: ``left_out`` says what is not in it."""
 
     sha: str | None
     dirty: bool
     patch: bytes
+    left_out: str | None = None
 
 
-def commit_of(root: Path) -> Commit:
-    """The commit of the working tree at ``root`` and what stands in it uncommitted."""
-
-    def git(*words: str) -> bytes | None:
-        try:
-            done = subprocess.run(
-                ["git", "-C", str(root), *words], capture_output=True, check=False, timeout=30
-            )
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout if done.returncode == 0 else None
-
-    sha = git("rev-parse", "HEAD")
+def commit_of(root: Path, secret: Path | None = None) -> Commit:
+    """The commit of the working tree at ``root``, and what is uncommitted there but the file ``secret``."""
+    sha = _git(root, "rev-parse", "HEAD")
     if sha is None:
         return Commit(None, False, b"")
-    dirty = bool(git("status", "--porcelain"))
-    patch = (git("diff", "HEAD", "--binary") or b"") if dirty else b""
-    return Commit(sha.decode().strip(), dirty, patch[:MAX_PATCH_BYTES])
+    found = Commit(sha.decode().strip(), bool(_git(root, "status", "--porcelain")), b"")
+    if not found.dirty:
+        return found
+    top = Path(os.fsdecode((_git(root, "rev-parse", "--show-toplevel") or b"").rstrip(b"\n")))
+    hidden = secret.expanduser().resolve() if secret else None
+    within = hidden is not None and hidden.is_relative_to(top)
+    but = [f":(top,exclude,literal){hidden.relative_to(top)}"] if hidden and within else []
+    listed = _git(root, "ls-files", "--others", "--exclude-standard", "-z", "--", ".", *but) or b""
+    # A name that ends in a slash is another repository.
+    new = [name for name in listed.split(b"\0") if name and not name.endswith(b"/")]
+    size = sum(path.lstat().st_size for name in new if os.path.lexists(path := root / os.fsdecode(name)))
+    if size <= MAX_PATCH_BYTES:
+        whole = _diff(root, new, but)
+        if whole is not None and len(whole) <= MAX_PATCH_BYTES:
+            return replace(found, patch=whole)
+    changes = _diff(root, [], but)
+    if changes is not None and len(changes) <= MAX_PATCH_BYTES:
+        return replace(found, patch=changes, left_out=f"new files: {len(new)} of {size / 1e6:.1f} MB")
+    return replace(found, left_out=f"all changes: they make no patch below {MAX_PATCH_BYTES / 1e6:.0f} MB")
+
+
+def _diff(root: Path, new: Sequence[bytes], but: Sequence[str]) -> bytes | None:
+    """The working tree beside its commit, with the ``new`` files, which git does not know. It is told of them
+    in a copy of its index: the user's own stays as it is."""
+    with tempfile.TemporaryDirectory() as folder:
+        env = {}
+        if new:
+            index = os.fsdecode((_git(root, "rev-parse", "--git-path", "index") or b"").rstrip(b"\n"))
+            env = {"GIT_INDEX_FILE": str(Path(folder, "index"))}
+            try:
+                shutil.copyfile(root / index, env["GIT_INDEX_FILE"])
+            except OSError:
+                return None
+            add = ("--literal-pathspecs", "add", "--intent-to-add")
+            names = ("--pathspec-from-file=-", "--pathspec-file-nul")
+            if _git(root, *add, *names, stdin=b"\0".join(new), env=env) is None:
+                return None
+        return _git(root, *_DIFF, "--", ":/", *but, env=env)
+
+
+def _git(root: Path, *words: str, stdin: bytes = b"", env: Mapping[str, str] | None = None) -> bytes | None:
+    """What git prints at ``root``; None where it fails or takes too long."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), *words],
+            input=stdin,
+            env={**os.environ, **(env or {})},
+            capture_output=True,
+            check=False,
+            timeout=GIT_S,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None
 
 
 def user_name() -> str:

@@ -109,7 +109,9 @@ def print_tree(node: Node) -> None:
         made = item.manifest.producer
         parts = [str(made.get("run_id") or "imported")]
         if sha := made.get("git_sha"):
-            parts.append(f"git {str(sha)[:8]}{' + uncommitted changes' if made.get('git_dirty') else ''}")
+            lacks = ", not all of them kept" if made.get("patch_lacks") else ""
+            changes = f" + uncommitted changes{lacks}" if made.get("git_dirty") else ""
+            parts.append(f"git {str(sha)[:8]}{changes}")
         if image := made.get("image"):
             parts.append(str(image))
         cost = made.get("cost_usd")

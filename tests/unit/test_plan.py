@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher import config, inputs, launch, plan, project, provenance, runs, runspec
+from launcher import config, inputs, launch, plan, project, runs, runspec
 from launcher.agent import inputs as agent_inputs
 from launcher.agent.job import read_job
 from launcher.artifacts import registry
@@ -191,12 +191,6 @@ def test_a_broken_recipe_is_refused_by_its_line(place: project.Project) -> None:
     with pytest.raises(UserError, match="gpus_per_node") as caught:
         planned(place, ask("x"))
     assert caught.value.where == "recipes/f/x/script.py:5"
-
-
-def test_commit_knows_the_tree(tmp_path: Path) -> None:
-    assert provenance.commit_of(tmp_path) == provenance.Commit(None, False, b"")
-    here = provenance.commit_of(ROOT)
-    assert here.sha is None or len(here.sha) == 40
 
 
 record = runs.Run("r", "f", "x", "default", "0" * 64, "local", "local", 1, "2026-01-01", "c", None, "a", "t")
