@@ -19,13 +19,16 @@ from typing import IO, Any
 
 from launcher import runs
 from launcher.agent.ends import BUDGET_REACHED, DEADLINE_REACHED
-from launcher.backends import sky_calls, sky_logs
+from launcher.backends import sky_calls, sky_logs, sky_shell
 from launcher.backends.base import ACTIVE, State
 from launcher.errors import Refused
 
 OUTLIVES_LAUNCHER = True
 POLL_S = 1.0
 GONE_S = 120.0  # a request that was posted is in SkyPilot's lists by then
+SAVE_S = (
+    40.0  # SkyPilot kills a cancelled job 30 s after it has asked it to stop (skylet/subprocess_daemon.py)
+)
 TAIL = 40
 OUTAGE_S = 900.0  # SkyPilot may be away so long before who follows a run is sent away too
 _AGAIN = 200  # lines remembered, so that a log taken up again is not shown twice
@@ -36,15 +39,17 @@ CAPS = {BUDGET_REACHED: "BUDGET_REACHED", DEADLINE_REACHED: "DEADLINE_REACHED"}
 
 @dataclass(frozen=True)
 class Ticket:
-    """What a submission left behind. ``request`` is SkyPilot's id, None when the launcher died before it
-    came; ``submitted_at`` is in epoch seconds. ``job`` is the name of the managed job or the cluster, the
-    run's id unless it is stage ``task`` of a pipeline."""
+    """What a submission left behind. ``request`` is SkyPilot's id, None when its answer did not come or the
+    launcher died before; ``submitted_at`` is in epoch seconds. ``job`` is the name of the managed job or the
+    cluster, the run's id unless it is stage ``task`` of a pipeline. ``server`` is the address of the API
+    server that has it: no other knows of it."""
 
     managed: bool
     request: str | None
     submitted_at: float
     job: str
     task: int = 0
+    server: str | None = None
 
 
 def submit(
@@ -54,36 +59,38 @@ def submit(
     before = status(run_dir)
     if before.active:
         raise Refused(f"{run_dir.name} is {before.status.lower()} already")
-    (run_dir / "state.json").unlink(missing_ok=True)
-    now = time.time()
-    # Before the request: should this process die while it is posted, the run is found by its name.
-    ticket = Ticket(managed, None, now, run_dir.name)
-    _save(run_dir, ticket)
-    try:
-        request = sky_calls.launch(run_dir.name, [(task, secrets or {})], managed)
-    except Refused:
-        (run_dir / "sky.json").unlink()
-        raise
-    _save(run_dir, replace(ticket, request=request))
+    ticket = Ticket(managed, None, time.time(), run_dir.name, server=sky_calls.server())
+    _launch([(run_dir, ticket, task, secrets or {})])
 
 
 def submit_pipeline(name: str, stages: Sequence[tuple[Path, Mapping[str, Any], Mapping[str, str]]]) -> None:
     """Hand several runs to SkyPilot as one managed job ``name``, each to begin when the one before has
     succeeded. A stage is its run's folder, task and secrets. Raises Refused when SkyPilot does."""
-    tickets = [
-        (run_dir, Ticket(True, None, time.time(), name, number))
-        for number, (run_dir, _, _) in enumerate(stages)
-    ]
-    for run_dir, ticket in tickets:
+    server = sky_calls.server()
+    _launch(
+        [
+            (run_dir, Ticket(True, None, time.time(), name, number, server), task, secrets)
+            for number, (run_dir, task, secrets) in enumerate(stages)
+        ]
+    )
+
+
+def _launch(stages: Sequence[tuple[Path, Ticket, Mapping[str, Any], Mapping[str, str]]]) -> None:
+    """Post one request for all ``stages``. Should this process die meanwhile, or the answer not come, the
+    tickets are there already, and ``_state`` finds the request by its name."""
+    for run_dir, ticket, *_ in stages:
         (run_dir / "state.json").unlink(missing_ok=True)
         _save(run_dir, ticket)
+    first = stages[0][1]
     try:
-        request = sky_calls.launch(name, [(task, secrets) for _, task, secrets in stages], managed=True)
+        request = sky_calls.launch(first.job, [(task, hidden) for *_, task, hidden in stages], first.managed)
+    except sky_calls.Unanswered:
+        return
     except Refused:
-        for run_dir, _ in tickets:
+        for run_dir, *_ in stages:
             (run_dir / "sky.json").unlink()
         raise
-    for run_dir, ticket in tickets:
+    for run_dir, ticket, *_ in stages:
         _save(run_dir, replace(ticket, request=request))
 
 
@@ -93,7 +100,8 @@ def follow(run_dir: Path, *, from_start: bool = True, wait: bool = True) -> Iter
     A lost connection is taken up again where it broke off, a server that does not answer is asked again for
     a quarter of an hour; leaving stops nothing.
     """
-    ended, ticket = _ended(run_dir), _ticket(run_dir)
+    ended = _ended(run_dir)
+    ticket = _ticket(run_dir) if ended else _known(run_dir)
     asked = sky_calls.request_state(ticket.request) if ticket and ticket.request and not ended else None
     launching = asked is not None and asked.status in _UNDER_WAY
     log = run_dir / "logs" / "sky.log"
@@ -141,9 +149,10 @@ def follow(run_dir: Path, *, from_start: bool = True, wait: bool = True) -> Iter
 def cancel(run_dir: Path, grace_s: float | None = None) -> None:
     """Stop the run and take its nodes down; see ``base.Backend``.
 
-    SkyPilot itself signals the job and decides how long it may save: ``grace_s`` is not used.
+    SkyPilot itself signals the job and decides how long it may save: ``grace_s`` is not used. A managed
+    job's nodes are its controller's, which waits for nothing.
     """
-    ticket = _ticket(run_dir)
+    ticket = _known(run_dir)
     if ticket is None or not status(run_dir).active:
         down(run_dir)
         return
@@ -158,14 +167,24 @@ def cancel(run_dir: Path, grace_s: float | None = None) -> None:
             _finish(run_dir, ticket, replace(state, status="CANCELLED"))
         return
     sky_calls.cancel_cluster_job(name)
+    _let_it_save(run_dir, ticket)
     if (state := status(run_dir)).status not in ("SUCCEEDED", "FAILED"):
         _finish(run_dir, ticket, replace(state, status="CANCELLED", reason="cancelled"))
     sky_calls.down(name)
 
 
+def _let_it_save(run_dir: Path, ticket: Ticket) -> None:
+    """Wait while the cancelled attempt saves what it has: until its journal ends, or SkyPilot kills it."""
+    deadline = time.monotonic() + SAVE_S
+    while (last := _journal_last(run_dir)) and last["ts"] > ticket.submitted_at:
+        if last["type"] == "attempt_ended" or time.monotonic() > deadline:
+            return
+        time.sleep(POLL_S)
+
+
 def down(run_dir: Path) -> None:
     """Release what the run holds. A cluster goes away with all that is on it; a managed job frees its own."""
-    ticket = _ticket(run_dir)
+    ticket = _known(run_dir)
     if ticket is not None and not ticket.managed:
         status(run_dir)  # its log is fetched while there is a node to ask
         sky_calls.down(run_dir.name)
@@ -173,14 +192,18 @@ def down(run_dir: Path) -> None:
 
 def shell(run_dir: Path) -> list[str]:
     """The command that opens a shell on the run's first node. Raises Refused when there is none."""
-    ticket = _ticket(run_dir)
+    ticket = _known(run_dir)
     cluster = run_dir.name if ticket else None
     if ticket and ticket.managed:
         job = sky_calls.managed_job(ticket.job, ticket.task)
         cluster = job.cluster if job else None
-    if cluster is None or not sky_calls.is_up(cluster):
-        raise Refused(f"{run_dir.name} has no node now", hint=f"`nemo-sky runs show {run_dir.name}`")
-    return sky_calls.ssh_command(cluster)
+    if cluster is None or not sky_shell.is_up(cluster):
+        raise Refused(
+            f"{run_dir.name} has no node that SkyPilot could open a shell on now",
+            hint=f"`nemo-sky runs show {run_dir.name}`; a managed job's nodes can be reached only where the "
+            "API server itself is the jobs controller (docs/clouds.md)",
+        )
+    return sky_shell.ssh_command(cluster)
 
 
 def status(run_dir: Path) -> State:
@@ -195,7 +218,7 @@ def _state(run_dir: Path, said: IO[str] | None) -> State:
     """See ``status``. ``said`` is the job's whole log where that has been followed."""
     if ended := _ended(run_dir):
         return ended
-    ticket = _ticket(run_dir)
+    ticket = _known(run_dir)
     if ticket is None:
         return State("LOST", reason="it was never started")
     asked = sky_calls.request_state(ticket.request) if ticket.request else None
@@ -206,7 +229,7 @@ def _state(run_dir: Path, said: IO[str] | None) -> State:
     if asked and asked.status in _UNDER_WAY and (job is None or not job.status):
         return State("SETUP", place=job.place if job else {}, links=sky_calls.links(ticket.job, job))
     if job is None or job.status is None:
-        return _without_a_job(run_dir, ticket)
+        return _without_a_job(run_dir, ticket, job)
     state = State(
         job.status,
         reason=job.reason,
@@ -218,15 +241,19 @@ def _state(run_dir: Path, said: IO[str] | None) -> State:
     return state if state.active else _finish(run_dir, ticket, state, job, said)
 
 
-def _without_a_job(run_dir: Path, ticket: Ticket) -> State:
-    """SkyPilot has no job of this name: it is not there yet, or its nodes are gone."""
+def _without_a_job(run_dir: Path, ticket: Ticket, cluster: sky_calls.Job | None) -> State:
+    """SkyPilot has no job of this name: it is not there yet, or its nodes are gone, or its launch broke off
+    when the API server did, and ``cluster`` is what is left of it."""
     if ticket.request is None and time.time() - ticket.submitted_at < GONE_S:
-        return State("PENDING", reason="it was being handed to SkyPilot when the launcher ended")
+        return State("PENDING", reason="SkyPilot has not said yet whether it took it")
     if (end := _journal_end(run_dir)) and end["ts"] > ticket.submitted_at:
         known = {"succeeded": "SUCCEEDED", "failed": "FAILED", "cancelled": "CANCELLED"}
         known |= CAPS
         state = State(known.get(end["status"], "INTERRUPTED"), reason=end.get("reason") or None)
         return _finish(run_dir, ticket, state)
+    if cluster:
+        why = f"its launch broke off, and it may hold nodes: `nemo-sky down {run_dir.name}` releases them"
+        return State("LOST", reason=why, place=cluster.place, price_per_hour=cluster.price_per_hour)
     return State("LOST", reason="its nodes are gone: preempted, brought down, or their time was up")
 
 
@@ -262,6 +289,12 @@ def _finish(
 
 def _journal_end(run_dir: Path) -> Mapping[str, Any] | None:
     """The last attempt's end as the agent recorded it in the store; None when there is none."""
+    last = _journal_last(run_dir)
+    return last if last and last["type"] == "attempt_ended" else None
+
+
+def _journal_last(run_dir: Path) -> Mapping[str, Any] | None:
+    """The last attempt's last event in the store; None when no attempt has begun."""
     import yaml
 
     from launcher.artifacts.store import open_store
@@ -273,8 +306,7 @@ def _journal_end(run_dir: Path) -> Mapping[str, Any] | None:
         attempts = sync.attempts(open_store(job["artifacts"], job["s3_endpoint"]), run_dir.name)
     except (OSError, UserError):
         return None
-    last = attempts[-1][-1] if attempts and attempts[-1] else None
-    return last if last and last["type"] == "attempt_ended" else None
+    return attempts[-1][-1] if attempts and attempts[-1] else None
 
 
 def _job(ticket: Ticket) -> sky_calls.Job | None:
@@ -303,6 +335,27 @@ def _ticket(run_dir: Path) -> Ticket | None:
         return Ticket(**json.loads((run_dir / "sky.json").read_text()))
     except FileNotFoundError:
         return None
+
+
+def _known(run_dir: Path) -> Ticket | None:
+    """The ticket, with the request that this machine never heard of when SkyPilot can name it.
+
+    Raises Refused when SkyPilot is set to another API server than the run's.
+    """
+    ticket = _ticket(run_dir)
+    if ticket is None:
+        return None
+    if ticket.server and (now := sky_calls.server()) != ticket.server:
+        raise Refused(
+            f"{run_dir.name} was launched through {ticket.server}, and SkyPilot uses {now} now",
+            hint=f"SKYPILOT_API_SERVER_ENDPOINT={ticket.server} for this command, or `sky api login`",
+        )
+    if ticket.request is None and (
+        request := sky_calls.request_for(ticket.job, ticket.managed, ticket.submitted_at)
+    ):
+        ticket = replace(ticket, request=request)
+        _save(run_dir, ticket)
+    return ticket
 
 
 def _save(run_dir: Path, ticket: Ticket) -> None:

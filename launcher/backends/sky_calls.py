@@ -7,6 +7,7 @@ configuration names it. ``import sky`` costs 1.5 s, so nothing here is imported 
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import sys
 import threading
@@ -14,9 +15,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 from launcher.errors import Refused, UserError
 
+REQUESTS = 1000
+"""How many of the server's newest requests are looked through for one of ours."""
+CLOCKS_S = 60.0
+"""By how much the clocks of this machine and of the server may differ."""
 # SkyPilot's words for the state of a job, as ours. Setting up is the node's part of preparing.
 _JOB = {
     "INIT": "SETUP",
@@ -69,6 +75,10 @@ class RequestState:
     error: str | None
 
 
+class Unanswered(Refused):
+    """SkyPilot's answer did not come: it may have done what it was asked, or not."""
+
+
 _printing = threading.Lock()
 _printers: list[Any] = []
 """One entry per call that is on: the real stdout, which the last one to end restores."""
@@ -105,7 +115,18 @@ def calls() -> Iterator[Any]:
         except UserError:
             raise
         except Exception as error:  # whatever a server somewhere raised arrives here as itself
-            raise Refused(f"SkyPilot: {said(error)}", hint=_advice(error)) from error
+            kind = Unanswered if _is_unanswered(error) else Refused
+            raise kind(f"SkyPilot: {said(error)}", hint=_advice(error)) from error
+
+
+def _is_unanswered(error: Exception) -> bool:
+    """SkyPilot posts a launch once and waits five seconds for its answer (client/sdk.py of 0.14)."""
+    import requests
+
+    if isinstance(error, requests.HTTPError):  # a proxy gave up on the server
+        return error.response is not None and error.response.status_code in (502, 504)
+    lost = isinstance(error, (requests.ConnectionError, requests.Timeout))
+    return lost and not isinstance(error, requests.ConnectTimeout)
 
 
 def enabled_clouds(cloud: str | None) -> list[str]:
@@ -167,7 +188,10 @@ def _plain_names(clouds: Iterable[object]) -> set[str]:
 
 def launch(name: str, tasks: Sequence[tuple[Mapping[str, Any], Mapping[str, str]]], managed: bool) -> str:
     """Ask for a launch under ``name``; the request's id. Several tasks are a pipeline, which must be
-    managed. Each comes with its secrets, whose values go nowhere else than to SkyPilot."""
+    managed. Each comes with its secrets, whose values go nowhere else than to SkyPilot.
+
+    Raises Unanswered when SkyPilot may have taken it all the same; see ``request_for``.
+    """
     with calls() as sky:
         built = [
             sky.Task.from_yaml_config({**task, "secrets": dict(secrets)} if secrets else dict(task))
@@ -190,6 +214,30 @@ def request_state(request: str) -> RequestState | None:
     if not found:
         return None
     return RequestState(str(found[0].status), _request_error(found[0].error))
+
+
+def request_for(name: str, managed: bool, since: float) -> str | None:
+    """The id of the newest request to launch ``name``, not older than ``since`` (epoch seconds), for whoever
+    did not get it. None when the server knows of none."""
+    with calls() as sky:
+        found = sky.api_status(all_status=True, limit=REQUESTS)
+    wanted = "jobs.launch" if managed else "launch"
+    mine = [
+        item
+        for item in found
+        if item.name.removeprefix("sky.") == wanted
+        and item.created_at >= since - CLOCKS_S
+        and name == (_name_in(item.request_body) if managed else item.cluster_name)
+    ]
+    return str(max(mine, key=lambda item: item.created_at).request_id) if mine else None
+
+
+def _name_in(body: str | None) -> str | None:
+    """The managed job's name in the body of its launch request."""
+    with contextlib.suppress(ValueError, TypeError, AttributeError):
+        found = json.loads(body or "").get("name")
+        return None if found is None else str(found)
+    return None
 
 
 def cluster_job(name: str) -> Job | None:
@@ -285,23 +333,18 @@ def down(name: str) -> None:
         sky.get(sky.down(name))
 
 
-def is_up(name: str) -> bool:
-    with calls() as sky:
-        found = sky.get(sky.status(cluster_names=[name], all_users=True))
-    return bool(found) and found[0]["status"].value == "UP"
+def server() -> str:
+    """The address of the API server that SkyPilot uses now, without a user and a password."""
+    with calls():
+        from sky.server import common
 
-
-def ssh_command(cluster: str) -> list[str]:
-    """SkyPilot writes a host alias for every cluster into its own part of the ssh configuration."""
-    return ["ssh", cluster]
+        parts = urlsplit(str(common.get_server_url()).rstrip("/"))
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 def links(name: str, job: Job | None) -> dict[str, str]:
     """Where to look at the run in SkyPilot's dashboard."""
-    with calls():
-        from sky.server import common
-
-        url = str(common.get_server_url()).rstrip("/")
+    url = server()
     if job and job.job_id is not None and job.cluster != name:
         return {"skypilot": f"{url}/dashboard/jobs/{job.job_id}"}
     return {"skypilot": f"{url}/dashboard/clusters/{name}"}
@@ -334,8 +377,6 @@ def _request_error(text: Any) -> str | None:
     """The message of an error that the server recorded with a request."""
     if not text:
         return None
-    import json
-
     try:
         values = json.loads(text) if isinstance(text, str) else text
         return ANSI.sub("", str(values.get("message") or values.get("type") or values))

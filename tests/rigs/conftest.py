@@ -1,6 +1,7 @@
 """The rigs, one of each per test run. Where the machine cannot host one, its tests skip and say why.
 
-With two workers (``-n 2 --dist loadscope``) two rigs are up at a time: SkyPilot mostly waits, the training does not.
+With two workers (``-n 2 --dist loadscope``) two rigs are up at a time: SkyPilot mostly waits, the
+training does not.
 """
 
 from __future__ import annotations
