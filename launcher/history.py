@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 AT_ONCE = 8
 """Runs whose state is asked for at the same time."""
+UNKNOWN = "UNKNOWN"
+"""The status of a run whose place does not answer."""
 UNTRACKED = "untracked"
 """In a run's folder: MLflow could not be brought up to date when it ended, and why."""
 
@@ -23,7 +25,10 @@ def every(project: Project, active_only: bool = False) -> list[dict[str, Any]]:
     """The facts of `runs list`, newest first; with ``active_only`` those of `queue`."""
 
     def state_of(run: runs.Run) -> backends.State:
-        return backends.get(run.backend).status(runs.directory(project.runs, run.run_id))
+        try:
+            return backends.get(run.backend).status(runs.directory(project.runs, run.run_id))
+        except Refused as error:  # one place that does not answer hides no run of another
+            return backends.State(UNKNOWN, reason=error.message)
 
     facts = []
     known = runs.every(project.runs)
@@ -31,7 +36,7 @@ def every(project: Project, active_only: bool = False) -> list[dict[str, Any]]:
     with ThreadPoolExecutor(AT_ONCE) as pool:
         states = list(pool.map(state_of, known))
     for run, state in zip(known, states, strict=True):
-        if active_only and not state.active:
+        if active_only and not state.active and state.status != UNKNOWN:
             continue
         facts.append(
             {
@@ -40,6 +45,7 @@ def every(project: Project, active_only: bool = False) -> list[dict[str, Any]]:
                 "stage": run.stage,
                 "config": run.config,
                 "status": state.status,
+                "reason": state.reason,
                 "cluster": run.cluster,
                 "nodes": run.nodes,
                 "attempts": max(len(state.attempts), state.preemptions + 1),

@@ -83,7 +83,7 @@ def dry_run(request: Request, project: Project, say: Say) -> list[tuple[Plan, ta
 
 
 def preflight(request: Request, project: Project, drafts: Sequence[Plan], store: Store) -> None:
-    """Refuse now what would fail later. ``--force`` goes on in spite of estimates, never of what is known."""
+    """Refuse now what would fail later. ``--ignore-estimates`` passes over estimates, never over facts."""
     if request.detach and len(drafts) > 1 and not pipeline.fits(drafts, request, project):
         raise UserError(
             "--detach of several stages needs SkyPilot to begin each after the one before",
@@ -95,15 +95,15 @@ def preflight(request: Request, project: Project, drafts: Sequence[Plan], store:
         raise UserError("--resume names a run of one stage; without it, `all` resumes what is unfinished")
     tasks: dict[str, task.Task] = {}
     for draft in drafts:
-        checks.require(checks.of_plan(draft, project, request.secrets), request.force)
+        checks.require(checks.of_plan(draft, project, request.secrets), request.goes_on)
         submitted = tasks[draft.name] = job.task_of(draft, project, draft.name)
         booking.check(draft, request, project, submitted)
-        checks.require(checks.quotas(submitted), request.force)
-    checks.require(checks.of_project(project, store), request.force)
+        checks.require(checks.quotas(submitted), request.goes_on)
+    checks.require(checks.of_project(project, store), request.goes_on)
     beginning = begin_anew(drafts, request, project, store)
     booking.foresee([(draft, tasks[draft.name]) for draft in beginning], request, project, store)
     for profile in {draft.profile.infra: draft.profile for draft in drafts}.values():
-        checks.require(checks.of_place(profile), request.force)
+        checks.require(checks.of_place(profile), request.goes_on)
     for draft, later in zip(drafts, awaited(drafts), strict=True):
         here = {name: item for name, item in draft.inputs.items() if name not in later}
         inputs.pin(here, store, project.tracking, {})
@@ -300,13 +300,15 @@ def new_run(plan: Plan, request: Request, project: Project) -> runs.Run:
 
 
 def _is_of(run: runs.Run, plan: Plan, project: Project) -> bool:
-    """Whether an earlier run is the plan's: a stage of a pipeline has left its fingerprint in its journal."""
+    """Whether an earlier run is the plan's: a stage of a pipeline has left its fingerprint in its journal, or
+    has not begun and has nothing yet that could tell it from the plan's."""
     from launcher.lineage import sync
 
     if run.fingerprint or run.recipe != plan.recipe:
         return run.fingerprint == plan.fingerprint
     attempts = sync.attempts(open_store(project), run.run_id)
-    return any(events[0].get("run", {}).get("fingerprint") == plan.fingerprint for events in attempts)
+    seen = {events[0].get("run", {}).get("fingerprint") for events in attempts}
+    return not seen or plan.fingerprint in seen
 
 
 def find_output(store: Store, plan: Plan) -> Manifest | None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from launcher import job, runs, secrets
+from launcher.errors import Refused
 from launcher.plan import Plan, Request, pin
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def launch(
                 run = flow.new_run(plan, request, project)
             else:
                 run = flow.begin_or_resume(plan, request, project, say)
+                uncapped(run, store)
             stages.append((plan, run))
             if plan.output:
                 coming[plan.output] = run.run_id
@@ -78,3 +80,17 @@ def launch(
     if request.detach:
         say(f"detached: {flow.come_back(stages[0][1].run_id)}")
     return outcomes
+
+
+def uncapped(run: runs.Run, store: Store) -> None:
+    """Raise Refused for a run under a cap: a pipeline has no gate for a stage to pass."""
+    from launcher.money.ledger import account_name, open_ledger
+
+    held = open_ledger(store).read(account_name(run.run_id, run.experiment))
+    if held.caps(run.run_id):
+        of = f"of the experiment {run.experiment}" if run.experiment else "with a budget"
+        flag = f" --experiment {run.experiment}" if run.experiment else ""
+        raise Refused(
+            f"{run.run_id} is unfinished and {of}, which one managed job of several stages cannot keep to",
+            hint=f"finish it first: `nemo-sky launch {run.family} {run.stage}{flag} `; --force begins anew",
+        )

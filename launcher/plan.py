@@ -61,10 +61,16 @@ class Request:
     last: str | None = None
     resume: str | None = None
     force: bool = False
+    ignore_estimates: bool = False
     detach: bool = False
     command: str = "nemo-sky launch"
     draft: bool = False
     trial: Trial | None = None
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether an estimate that says no is passed over."""
+        return self.force or self.ignore_estimates
 
 
 @dataclass(frozen=True)

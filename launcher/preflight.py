@@ -30,7 +30,8 @@ MEMORY_MARGIN = 1.2  # the estimate is good to some 20 %
 
 @dataclass(frozen=True)
 class Finding:
-    """One check. ``ok`` None: it could not be told. ``forceable``: an estimate, which --force overrides."""
+    """One check. ``ok`` None: it could not be told. ``forceable``: an estimate; --ignore-estimates
+    goes on in spite of it."""
 
     check: str
     ok: bool | None
@@ -39,13 +40,15 @@ class Finding:
     forceable: bool = False
 
 
-def require(findings: Iterable[Finding], force: bool) -> None:
-    """Raise Refused for the first failure; with ``force``, for the first that is more than an estimate."""
+def require(findings: Iterable[Finding], goes_on: bool) -> None:
+    """Raise Refused for the first failure; with ``goes_on``, for the first that is more than an estimate."""
     for found in findings:
-        if found.ok is False and not (force and found.forceable):
+        if found.ok is False and not (goes_on and found.forceable):
             hint = found.hint
             if found.forceable:
-                hint = f"{hint}, or go on with --force" if hint else "go on with --force"
+                hint = (
+                    f"{hint}, or go on with --ignore-estimates" if hint else "go on with --ignore-estimates"
+                )
             raise Refused(f"{found.check}: {found.says}", hint=hint)
 
 

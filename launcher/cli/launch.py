@@ -88,7 +88,13 @@ def launch(
         typer.Option("--resume", metavar="RUN", help="Take up this run, even if code or config changed."),
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Make it again, and go on in spite of estimates.")
+        bool, typer.Option("--force", help="Make it again from the start, in spite of estimates too.")
+    ] = False,
+    ignore_estimates: Annotated[
+        bool,
+        typer.Option(
+            "--ignore-estimates", help="Go on in spite of an estimate of memory, disk, money or quota."
+        ),
     ] = False,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Return once the run has started.")] = False,
     dry_run: Annotated[
@@ -131,6 +137,7 @@ def launch(
         last=last,
         resume=resume,
         force=force,
+        ignore_estimates=ignore_estimates,
         detach=detach,
         command=flow.command_line(known.argv),
     )

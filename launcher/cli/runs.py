@@ -168,21 +168,33 @@ def down(
 ) -> None:
     """Stop a run if it is active and release the nodes that it still holds."""
     from launcher import backends, history, runs
-    from launcher.errors import UserError
+    from launcher.errors import Refused, UserError
 
     known: Context = context.obj
     known.no_script_args()
     found = known.project(project)
     if (run is None) != every:
         raise UserError("name a run, or say --all", hint="`nemo-sky queue` shows the active ones")
+    troubled = []
     for record in runs.every(found.runs) if run is None else [runs.load(found.runs, run)]:
-        backend = backends.get(record.backend)
-        folder = runs.directory(found.runs, record.run_id)
-        if active := backend.status(folder).active:
-            backend.cancel(folder)
-            if receipt := history.settle(found, record):
-                say(receipt)
-        backend.down(folder)
-        if active and (trouble := history.track(found, record)):
-            say(trouble)
-        print(f"{record.run_id} is {backend.status(folder).status.lower()} and holds no node")
+        try:
+            backend = backends.get(record.backend)
+            folder = runs.directory(found.runs, record.run_id)
+            if active := backend.status(folder).active:
+                backend.cancel(folder)
+                if receipt := history.settle(found, record):
+                    say(receipt)
+            backend.down(folder)
+            if active and (trouble := history.track(found, record)):
+                say(trouble)
+            print(f"{record.run_id} is {backend.status(folder).status.lower()} and holds no node")
+        except Refused as error:  # the others are brought down all the same
+            if not every:
+                raise
+            say(f"{record.run_id}: {error.message}")
+            troubled.append(record.run_id)
+    if troubled:
+        raise Refused(
+            f"{len(troubled)} of the runs could not be brought down: {', '.join(troubled)}",
+            hint="they may hold nodes; the same command tries again",
+        )

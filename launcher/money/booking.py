@@ -71,7 +71,7 @@ def check(plan: Plan, request: Request, project: Project, task: Task) -> None:
 def foresee(beginning: Sequence[tuple[Plan, Task]], request: Request, project: Project, store: Store) -> None:
     """Refuse, before the first stage starts, stages that are expected not to fit: each of those that begin
     anew against its own caps, and all of them together against the experiment's."""
-    if request.force or not is_capped(request, project):
+    if request.goes_on or not is_capped(request, project):
         return
     name = request.caps.experiment
     held = open_ledger(store).read(account_name("", name)) if name else Account()
@@ -106,7 +106,7 @@ def book(
     order = _order(plan, request, project, task, run.run_id, capped)
     order = replace(order, caps=replace(order.caps, experiment=run.experiment))
     left = gate.with_budgets(before, order).left(run.run_id)
-    if (left is not None or order.deadline is not None) and not request.force:
+    if (left is not None or order.deadline is not None) and not request.goes_on:
         step = newest.step if (newest := checkpoints.newest(store, run.run_id)) else None
         order = replace(order, expected=_expected(plan, request, project, task, order.deadline, left, step))
 

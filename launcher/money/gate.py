@@ -26,7 +26,7 @@ from launcher.money.amounts import enough_duration, format_duration
 from launcher.money.caps import Caps, hourly
 from launcher.money.ledger import Ledger, account_name
 
-ESTIMATE = "it is an estimate: `--work TIME` says how long it works in all, --force goes on in spite of it"
+ESTIMATE = "it is an estimate: `--work TIME` says how long it works in all, --ignore-estimates passes over it"
 
 
 class TooDear(Refused):

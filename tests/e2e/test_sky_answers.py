@@ -10,9 +10,14 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+
+from launcher import runs
+from launcher.backends import local, sky
+from tests.e2e.conftest import make_project
 
 ROOT = Path(__file__).parents[2]
 SUBMIT = """\
@@ -125,3 +130,26 @@ def test_a_launch_that_the_server_refuses_leaves_nothing(tmp_path: Path) -> None
         refused = submit(tmp_path, address, "cluster")
     assert not refused["ticket"]
     assert "400 Client Error" in refused["refused"]
+
+
+def test_a_place_that_does_not_answer_hides_no_run_of_another(tmp_path: Path) -> None:
+    """One run is of an API server that is not SkyPilot's now; the other is of this machine and active."""
+    project = make_project(tmp_path / "project", HOME=str(tmp_path))
+    folder = project.root / ".nemo-sky" / "runs"
+    record = runs.Run("r", "tiny", "x", "default", "", "slurm", "sky", 1, "2026-01-01", "c", None, "a", "t")
+    runs.save(folder, replace(record, run_id="away"))
+    ticket = sky.Ticket(False, "r1", time.time(), "away", server="http://127.0.0.1:9")
+    runs.write_text(folder / "away" / "sky.json", json.dumps(asdict(ticket)))
+    runs.save(folder, replace(record, run_id="here", cluster="local", backend="local"))
+    local.submit(folder / "here", {"name": "t", "run": "sleep 300"})
+    try:
+        listed = json.loads(project.run("runs", "list", "--json").stdout)
+        states = {item["run_id"]: item["status"] for item in listed}
+        assert states == {"away": "UNKNOWN", "here": "RUNNING"} or states["here"] in ("PENDING", "SETUP")
+        assert "launched through http://127.0.0.1:9, and SkyPilot uses" in str(listed)
+        downed = project.run("down", "--all", code=3)
+        assert "here is cancelled and holds no node" in downed.stdout
+        assert "1 of the runs could not be brought down: away" in downed.stderr
+        assert "SKYPILOT_API_SERVER_ENDPOINT" in project.run("runs", "show", "away", code=3).stderr
+    finally:
+        local.cancel(folder / "here", grace_s=0)

@@ -101,16 +101,16 @@ def test_a_model_that_does_not_fit_is_refused_unless_forced() -> None:
     (found,) = preflight.memory(planned("train.micro_batch_size=64", "train.global_batch_size=6144"))
     assert found.ok is False
     with pytest.raises(Refused, match=r"GPU memory: about \d+ GB on each H100 of 80 GB") as caught:
-        preflight.require([found], force=False)
-    assert "--force" in str(caught.value)
-    preflight.require([found], force=True)
+        preflight.require([found], goes_on=False)
+    assert "--ignore-estimates" in str(caught.value)
+    preflight.require([found], goes_on=True)
 
 
 def test_force_does_not_help_against_what_is_known() -> None:
     found = preflight.shared_store(planned(), project.read(ROOT))
     assert found.ok is False
     with pytest.raises(Refused, match="cannot reach"):
-        preflight.require([found], force=True)
+        preflight.require([found], goes_on=True)
 
 
 def test_checkpoints_need_their_room() -> None:

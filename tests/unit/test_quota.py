@@ -92,9 +92,9 @@ def test_a_region_with_room_is_enough(account: Path, wanted: dict[str, object], 
     assert found.says.startswith(says)
     if not ok:
         with pytest.raises(Refused, match="quota") as refused:
-            preflight.require([found], force=False)
+            preflight.require([found], goes_on=False)
         assert "Service Quotas" in str(refused.value.hint)
-        preflight.require([found], force=True)
+        preflight.require([found], goes_on=True)
 
 
 def test_of_several_regions_of_one_task_one_with_room_is_enough(account: Path) -> None:
