@@ -25,7 +25,7 @@ from sky import exceptions, global_user_state, optimizer, sky_logging
 from sky.jobs import recovery_strategy, state
 from sky.utils import registry, resources_utils
 
-from launcher.agent.ends import BUDGET, DEADLINE
+from launcher.agent.limits import FINAL
 from launcher.money.policy import ON_DEMAND
 from launcher.skyplugin.names import KEY, STRATEGY
 
@@ -77,8 +77,9 @@ class NemoSky(recovery_strategy.FailoverStrategyExecutor):  # type: ignore[misc]
         return await self._place(event, recovery=True)
 
     def should_restart_on_failure(self, exit_codes: list[int] | None = None) -> bool:
-        """A run at its budget or deadline is not tried again, whatever ``max_restarts_on_errors`` says."""
-        if {BUDGET, DEADLINE} & set(exit_codes or ()):
+        """What cannot succeed is not tried again, whatever ``max_restarts_on_errors`` says: it would cost new
+        nodes, on which the agent refuses to begin."""
+        if set(FINAL) & set(exit_codes or ()):
             return False
         self._failed = bool(super().should_restart_on_failure(exit_codes))
         return self._failed

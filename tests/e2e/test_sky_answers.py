@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher import runs
+from launcher.agent.limits import FINAL
 from launcher.backends import local, sky
 from tests.e2e.conftest import make_project
 
@@ -153,3 +154,31 @@ def test_a_place_that_does_not_answer_hides_no_run_of_another(tmp_path: Path) ->
         assert "SKYPILOT_API_SERVER_ENDPOINT" in project.run("runs", "show", "away", code=3).stderr
     finally:
         local.cancel(folder / "here", grace_s=0)
+
+
+def test_our_strategy_tries_nothing_again_that_cannot_succeed() -> None:
+    import asyncio
+
+    from sky import Task
+    from sky.backends import CloudVmRayBackend
+
+    from launcher.skyplugin.strategy import NemoSky
+
+    def tried_again(code: int) -> bool:
+        task, lock = Task(run="true"), asyncio.Lock()
+        places: tuple[Any, ...] = (
+            "c",
+            CloudVmRayBackend(),
+            task,
+            3,
+            1,
+            0,
+            None,
+            set(),
+            lock,
+            asyncio.Condition(lock),
+        )
+        return bool(NemoSky(*places).should_restart_on_failure([0, code]))
+
+    codes = {code: tried_again(code) for code in (1, 69, 75, *FINAL)}
+    assert codes == {1: True, 69: True, 75: True, **dict.fromkeys(FINAL, False)}
