@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import urllib.error
@@ -45,8 +46,8 @@ def parse(text: str) -> Name:
     return Name(registry, repository, digest or reference)
 
 
-def exists(text: str) -> bool:
-    """Whether the registry has the image for anybody; False too for a private one.
+def exists(text: str, login: tuple[str, str] | None = None) -> bool:
+    """Whether the registry has the image for ``login``, a user and a password, or else for anybody.
 
     Raises Refused when the registry cannot be asked.
     """
@@ -56,8 +57,10 @@ def exists(text: str) -> bool:
     try:
         status, challenge = _head(url, None)
         if status == 401 and challenge:
-            status, _ = _head(url, _token(challenge))
+            status, _ = _head(url, _token(challenge, login))
     except (OSError, ValueError, KeyError) as error:
+        if isinstance(error, urllib.error.HTTPError) and error.code in (401, 403):
+            return False  # no token for this login
         raise Refused(f"{name.registry} could not be asked: {error}") from error
     return status == 200
 
@@ -73,10 +76,14 @@ def _head(url: str, token: str | None) -> tuple[int, str | None]:
         return error.code, error.headers.get("WWW-Authenticate")
 
 
-def _token(challenge: str) -> str:
-    """The token that a registry hands to anybody, from where its 401 says."""
+def _token(challenge: str, login: tuple[str, str] | None) -> str:
+    """The token that a registry hands to ``login`` or to anybody, from where its 401 says."""
     fields = dict(_CHALLENGE.findall(challenge))
     query = urllib.parse.urlencode({key: fields[key] for key in ("service", "scope") if key in fields})
-    with urllib.request.urlopen(f"{fields['realm']}?{query}", timeout=TIMEOUT_S) as answer:
+    request = urllib.request.Request(f"{fields['realm']}?{query}")
+    if login:
+        basic = base64.b64encode(":".join(login).encode()).decode()
+        request.add_header("Authorization", f"Basic {basic}")
+    with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
         values = json.load(answer)
     return str(values.get("token") or values["access_token"])

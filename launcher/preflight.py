@@ -7,7 +7,7 @@ success nor a failure.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -113,9 +113,14 @@ def of_plan(plan: Plan, project: Project, secrets_file: Path | None = None) -> I
     if plan.profile.backend != "sky":
         return
     yield shared_store(plan, project)
-    yield _tried("secrets", "all are set", lambda: secrets.of(plan.profile, plan.image, secrets_file))
+    hidden: dict[str, str] = {}
+    yield _tried(
+        "secrets",
+        "all are set",
+        lambda: hidden.update(secrets.of(plan.profile, plan.image, secrets_file)),
+    )
     if plan.image and plan.profile.containers:
-        yield image_of(plan.image)
+        yield image_of(plan.image, hidden)
     yield from memory(plan)
     yield from disk(plan)
 
@@ -133,19 +138,20 @@ def shared_store(plan: Plan, project: Project) -> Finding:
     )
 
 
-def image_of(name: str) -> Finding:
-    """Whether the registry has the image and gives it to us."""
+def image_of(name: str, hidden: Mapping[str, str]) -> Finding:
+    """Whether the registry has the image and gives it to the job, which logs in with its secrets."""
+    login = secrets.login_for(image.parse(name).registry, hidden)
     try:
-        found = image.exists(name)
+        found = image.exists(name, login)
     except Refused as error:
         return Finding("image", None, error.message)
     if found:
         return Finding("image", True, f"{name} is there")
-    # A private image looks absent to whoever is not logged in; only the node will be.
+    # A private image looks absent to whoever may not have it; a node may be logged in by other means.
     return Finding(
         "image",
         False,
-        f"{name} is not there, or is private",
+        f"{name} is not there, or not for {'this key' if login else 'who is not logged in'}",
         "check its tag and, for a private one, that its registry's key is among the secrets",
         forceable=True,
     )

@@ -60,6 +60,13 @@ def registry_login(image: str | None, found: Mapping[str, str]) -> dict[str, str
     }
 
 
+def login_for(registry: str, found: Mapping[str, str]) -> tuple[str, str] | None:
+    """The user and the password that SkyPilot's variables among the secrets have for ``registry``."""
+    if found.get("SKYPILOT_DOCKER_SERVER") != registry:
+        return None
+    return found.get("SKYPILOT_DOCKER_USERNAME", ""), found.get("SKYPILOT_DOCKER_PASSWORD", "")
+
+
 def read(file: Path) -> dict[str, str]:
     """``NAME=value`` lines; empty ones and those that begin with ``#`` are passed over, quotes are taken off.
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import threading
+from base64 import b64encode
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
-from launcher import image, plan, preflight, project
+from launcher import image, plan, preflight, project, secrets
 from launcher.artifacts.s3_store import S3Store
 from launcher.artifacts.store import open_store
 from launcher.errors import Refused
@@ -20,19 +21,23 @@ ROOT = Path(__file__).parents[2]
 
 
 class Registry(BaseHTTPRequestHandler):
-    """One image that anybody may have after asking for a token, as NGC's and Docker Hub's do it."""
+    """One image that anybody may have after asking for a token, as NGC's and Docker Hub's do it, and one for
+    who logs in."""
 
     def do_HEAD(self) -> None:
-        if self.headers.get("Authorization") != "Bearer fake-token":
+        member = self.headers.get("Authorization") == "Bearer members-token"
+        if not member and self.headers.get("Authorization") != "Bearer fake-token":
             realm = f"http://{self.headers['Host']}/token"
             self.send_response(401)
             self.send_header("WWW-Authenticate", f'Bearer realm="{realm}",service="fake",scope="pull"')
         else:
-            self.send_response(200 if self.path == "/v2/nvidia/nemo/manifests/26.04" else 404)
+            known = ["/v2/nvidia/nemo/manifests/26.04", *(["/v2/ours/nemo/manifests/1"] if member else [])]
+            self.send_response(200 if self.path in known else 404)
         self.end_headers()
 
     def do_GET(self) -> None:
-        body = json.dumps({"token": "fake-token"}).encode()
+        member = self.headers.get("Authorization") == f"Basic {b64encode(b'$oauthtoken:fake-key').decode()}"
+        body = json.dumps({"token": "members-token" if member else "fake-token"}).encode()
         self.send_response(200 if self.path == "/token?service=fake&scope=pull" else 400)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -66,13 +71,30 @@ def test_names_of_images(text: str, expected: image.Name) -> None:
 
 
 def test_an_image_is_asked_of_its_registry(registry: str) -> None:
-    assert preflight.image_of(f"docker:{registry}/nvidia/nemo:26.04").ok is True
-    absent = preflight.image_of(f"docker:{registry}/nvidia/nemo:99")
+    assert preflight.image_of(f"docker:{registry}/nvidia/nemo:26.04", {}).ok is True
+    absent = preflight.image_of(f"docker:{registry}/nvidia/nemo:99", {})
     assert (absent.ok, absent.forceable) == (False, True)
 
 
+def test_a_private_image_is_asked_for_with_the_jobs_key(
+    registry: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(secrets, "NGC_REGISTRY", registry)
+    private = f"docker:{registry}/ours/nemo:1"
+    answers = {}
+    for key in ("fake-key", "wrong", None):
+        hidden = secrets.registry_login(private, {"NGC_API_KEY": key} if key else {})
+        answers[key] = preflight.image_of(private, hidden)
+    assert {key: found.ok for key, found in answers.items()} == {
+        "fake-key": True,
+        "wrong": False,
+        None: False,
+    }
+    assert "not for this key" in answers["wrong"].says
+
+
 def test_a_silent_registry_proves_nothing() -> None:
-    assert preflight.image_of("docker:127.0.0.1:1/nemo:1").ok is None
+    assert preflight.image_of("docker:127.0.0.1:1/nemo:1", {}).ok is None
 
 
 def test_the_clock_is_compared_with_the_stores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
