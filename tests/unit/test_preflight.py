@@ -38,7 +38,8 @@ class Registry(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         member = self.headers.get("Authorization") == f"Basic {b64encode(b'$oauthtoken:fake-key').decode()}"
         body = json.dumps({"token": "members-token" if member else "fake-token"}).encode()
-        self.send_response(200 if self.path == "/token?service=fake&scope=pull" else 400)
+        wrong = "Authorization" in self.headers and not member
+        self.send_response(401 if wrong else 200 if self.path == "/token?service=fake&scope=pull" else 400)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
