@@ -15,15 +15,20 @@ ROOT = Path(__file__).parents[2]
 CATALOGS = ROOT / "tests" / "fixtures" / "catalogs" / "v8"
 CAPPED = "any --max-hourly 100"  # some regions of some clouds
 PLACES = ("any", "aws", "azure", "gcp", "kubernetes", "lambda", "nebius", "runpod", "slurm", CAPPED)
-# Without catalogs in its HOME SkyPilot would download them. Kubernetes and Slurm it asks for their clusters.
+# Without catalogs in its HOME SkyPilot would download them. What it asks clusters is answered here: of
+# Kubernetes there is none at hand, and Slurm has Pyxis.
 VALIDATE = """
 import json, sys, yaml, sky
+from sky.clouds import kubernetes, slurm
+kubernetes.kubernetes_utils.get_all_kube_context_names = lambda: []
+slurm.Slurm.existing_allowed_clusters = lambda *_, **__: ["ours"]
+slurm.slurm_utils.check_pyxis_enabled = lambda cluster: True
+slurm.slurm_utils.check_fuse_enabled = lambda cluster: False
 found = {}
 for path in sys.argv[1:]:
     task = sky.Task.from_yaml_config(yaml.safe_load(open(path)))
     resources = next(iter(task.resources))
-    if str(resources.cloud) not in ("Kubernetes", "Slurm"):
-        task.validate(skip_file_mounts=True, skip_workdir=True)
+    task.validate(skip_file_mounts=True, skip_workdir=True)
     found[path] = [str(resources.cloud), task.num_nodes, resources.accelerators, len(task.resources)]
 print(json.dumps(found))
 """
