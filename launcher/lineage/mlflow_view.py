@@ -21,7 +21,7 @@ from typing import Any
 from launcher.artifacts.manifest import Manifest
 from launcher.artifacts.store import Store
 from launcher.artifacts.uri import SCHEME, parse_ref
-from launcher.errors import UserError
+from launcher.errors import Refused, UserError
 from launcher.lineage import mlflow_sweeps
 from launcher.lineage.journal import Event
 from launcher.lineage.mlflow_artifacts import (
@@ -39,7 +39,7 @@ from launcher.lineage.mlflow_artifacts import (
 )
 from launcher.lineage.mlflow_client import check, connected
 
-__all__ = ["apply", "check", "costs", "get_alias", "knows", "register", "set_alias"]
+__all__ = ["apply", "check", "costs", "get_alias", "knows", "links", "register", "set_alias"]
 
 ATTEMPT_OF = "nemo_sky.attempt_of"
 ATTEMPT = "nemo_sky.attempt"
@@ -96,6 +96,22 @@ def knows(tracking: str, run_id: str) -> bool:
     """Whether MLflow shows the run at all."""
     with connected(tracking) as client:
         return find_run(client, run_id) is not None
+
+
+def links(tracking: str, run_id: str) -> dict[str, str]:
+    """The run's page in MLflow's own UI as ``{"mlflow": URL}``: nothing where the tracker is a file, does not
+    answer or does not know the run."""
+    if not tracking.startswith(("http://", "https://")):
+        return {}
+    try:
+        with connected(tracking) as client:
+            run = find_run(client, run_id)
+            if run is None:
+                return {}
+            home = client.get_run(run).info.experiment_id
+    except Refused:
+        return {}
+    return {"mlflow": f"{tracking.rstrip('/')}/#/experiments/{home}/runs/{run}"}
 
 
 def costs(dollars: Mapping[int, float], total: float, *, tracking: str, run_id: str) -> None:

@@ -85,6 +85,11 @@ def test_a_run_and_its_artifacts_on_a_server(server: str, tmp_path: Path) -> Non
     numbered = [{"seq": n, "ts": START + n, **event} for n, event in enumerate(events, start=1)]
     run = mlflow_view.apply(numbered, tracking=server, run_id="r", store=store)
     assert mlflow_view.apply(numbered, tracking=server, run_id="r", store=store) == run
+    with connected(server) as client:
+        home = client.get_run(run).info.experiment_id
+    assert mlflow_view.links(server, "r") == {"mlflow": f"{server}/#/experiments/{home}/runs/{run}"}
+    assert mlflow_view.links(f"{server}/", "r") == mlflow_view.links(server, "r")
+    assert mlflow_view.links(server, "another") == {}
     mlflow_view.set_alias(server, "team/data", "champion", 2)
     assert mlflow_view.get_alias(server, "team/data", "champion") == 2
     assert mlflow_view.get_alias(server, "team/data", "other") is None

@@ -319,6 +319,11 @@ def test_what_is_no_journal_is_refused(tracking: str, events: list[Event]) -> No
         mlflow_view.apply(events, tracking=tracking, run_id="r")
 
 
+def test_only_a_server_has_pages(tracking: str) -> None:
+    assert mlflow_view.links(tracking, "r") == {}
+    assert mlflow_view.links("http://127.0.0.1:9", "r") == {}  # nothing listens there
+
+
 def test_mlflow_is_not_heard(mlflow_template: MlflowTemplate, tracking: str, tmp_path: Path) -> None:
     assert mlflow_template.printed == "", "while it made its database"
     run_id = unique("run")
