@@ -41,7 +41,7 @@ KEYS: Mapping[str, Key] = {
     "disk_tier": Key((str,), "SkyPilot's disk tier", ("low", "medium", "high", "ultra", "best")),
     "network_tier": Key((str,), "SkyPilot's network tier, for two nodes and more", ("standard", "best")),
     "spot": Key((bool,), "run on spot where the recipe allows it"),
-    "image": Key((str,), "container or machine image, in place of the recipe's"),
+    "image": Key((str,), "container image, in place of the recipe's, or a cloud's machine image: `ami-...`"),
     "containers": Key((bool,), "whether this place can run the recipe's container image"),
     "ports": Key((list,), "ports to open"),
     "labels": Key((dict,), "labels on what is provisioned"),
@@ -139,6 +139,15 @@ def place(profile: Profile, wanted: Placement) -> Profile:
         changed["spot"] = wanted.market == "spot"
         changed["spot_first"] = wanted.market == "spot-first"
     return replace(profile, **changed)
+
+
+def where(profile: Profile, key: str) -> str:
+    """``file:line`` of the profile's key, in whichever file of its chain says it."""
+    for path in profile.files:
+        file = yamlfile.read(path)
+        if key in file.values:
+            return file.where(key)
+    return str(profile.files[0])
 
 
 def names(folder: Path) -> list[str]:

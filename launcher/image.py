@@ -1,4 +1,5 @@
-"""Whether a container image exists, asked of its registry: the OCI distribution API, version 2."""
+"""Which images are a machine's and which a container's, and whether a registry has one: the OCI distribution
+API, version 2."""
 
 from __future__ import annotations
 
@@ -20,6 +21,14 @@ _TYPES = (
     "application/vnd.docker.distribution.manifest.list.v2+json",
     "application/vnd.docker.distribution.manifest.v2+json",
 )
+# How SkyPilot 0.14.1 takes each cloud's images of whole machines, and its own tags for them (sky/clouds). No
+# name of a container image is like one of these.
+_MACHINE = {
+    "aws": r"ami-[0-9a-f]+|skypilot:.+",
+    "gcp": r"projects/[^/]+/.*(images|machineImages)/[^/]+|skypilot:.+",
+    "azure": r"[^:/]+(:[^:/]+){3}|/CommunityGalleries/.+|/subscriptions/.+|skypilot:.+",
+    "nebius": r"computeimage-.+",
+}
 _CHALLENGE = re.compile(r'(\w+)="([^"]*)"')
 
 
@@ -30,6 +39,11 @@ class Name:
     registry: str
     repository: str
     reference: str
+
+
+def machines_of(text: str) -> tuple[str, ...]:
+    """The clouds that take ``text`` as the image of a machine; none of a container image."""
+    return tuple(cloud for cloud, pattern in _MACHINE.items() if re.fullmatch(pattern, text))
 
 
 def parse(text: str) -> Name:

@@ -119,8 +119,9 @@ def of_plan(plan: Plan, project: Project, secrets_file: Path | None = None) -> I
         "all are set",
         lambda: hidden.update(secrets.of(plan.profile, plan.image, secrets_file)),
     )
-    if plan.image and plan.profile.containers:
-        yield image_of(plan.image, hidden)
+    container = task.container_of(plan.spec, plan.profile)
+    if container and plan.profile.containers:
+        yield image_of(container, hidden)
     yield from memory(plan)
     yield from disk(plan)
 

@@ -14,9 +14,11 @@ from typing import Any
 
 import yaml
 
+from launcher import clusters, image
 from launcher.clusters import Profile
 from launcher.cookbook import Source
 from launcher.errors import UserError
+from launcher.money.want import split_infra
 from launcher.runspec import Runspec
 
 # What the agent imports on a node, beside the standard library.
@@ -109,8 +111,15 @@ def dump(task: Task) -> str:
 
 
 def image_of(spec: Runspec, profile: Profile) -> str | None:
-    """The container image the stage runs in, or None for a bare node."""
+    """The container image the stage runs in or the machine image that its nodes start from; None for a bare
+    node."""
     return profile.image or (spec.image if profile.containers else None)
+
+
+def container_of(spec: Runspec, profile: Profile) -> str | None:
+    """The image of the stage unless it is a machine's, on which the stage runs as on a bare node."""
+    name = image_of(spec, profile)
+    return None if name and image.machines_of(name) else name
 
 
 def _resources(spec: Runspec, profile: Profile, shape: Shape, source: Source | None) -> dict[str, Any]:
@@ -139,15 +148,18 @@ def _resources(spec: Runspec, profile: Profile, shape: Shape, source: Source | N
         resources["use_spot"] = True
     elif spec.sky.spot is not False and profile.spot_first:
         resources["ordered"] = [{"use_spot": True}, {"use_spot": False}]
-    if image := image_of(spec, profile):
-        if image.startswith(("/", "~", ".")):
+    if container := container_of(spec, profile):
+        if container.startswith(("/", "~", ".")):
             raise UserError(
-                f"{spec.name}: the image {image!r} is a file of one machine, which no other has",
+                f"{spec.name}: the image {container!r} is a file of one machine, which no other has",
                 where=str(spec.script_path),
                 hint="push it to a registry, and name it: `image: REGISTRY/NAME:TAG` in the profile"
                 + (", or run.env.container=REGISTRY/NAME:TAG" if source else ""),
             )
-        resources["image_id"] = image if ":" in image and image.startswith("docker:") else f"docker:{image}"
+        resources["image_id"] = container if container.startswith("docker:") else f"docker:{container}"
+    elif machine := image_of(spec, profile):
+        _require_bootable(machine, spec, profile, shape)
+        resources["image_id"] = machine
     disk = profile.disk_size or spec.sky.disk_gb
     if profile.disk_size and spec.sky.disk_gb:
         disk = max(profile.disk_size, spec.sky.disk_gb)
@@ -165,6 +177,31 @@ def _resources(spec: Runspec, profile: Profile, shape: Shape, source: Source | N
     # A net for a cluster whose launcher is gone. SkyPilot sees to managed jobs itself.
     resources["autostop"] = {"idle_minutes": profile.idle_minutes, "down": True}
     return resources
+
+
+def _require_bootable(machine: str, spec: Runspec, profile: Profile, shape: Shape) -> None:
+    """Raises UserError where SkyPilot would not start a node from the image ``machine``."""
+    where = clusters.where(profile, "image") if profile.image else str(spec.script_path)
+    clouds = image.machines_of(machine)
+    cloud, region, _ = split_infra(profile.infra)
+    if cloud not in clouds:
+        raise UserError(
+            f"image {machine} is a machine of {' or '.join(clouds)}, not of {cloud or 'any cloud'}",
+            where=where,
+            hint=f"name the cloud: `infra: {clouds[0]}/REGION`; a container image is REGISTRY/NAME:TAG",
+        )
+    if machine.startswith("ami-") and not region:
+        raise UserError(
+            f"image {machine} is there in one region of AWS, and none is named",
+            where=where,
+            hint="`infra: aws/REGION` in the profile, or --region REGION",
+        )
+    if profile.network_tier == "best" and shape.nodes > 1 and cloud not in ("gcp", "nebius"):
+        raise UserError(
+            f"image {machine}: on {cloud} SkyPilot sets up `network_tier: best` for containers only",
+            where=where,
+            hint="`network_tier: standard` in the profile, or a container image",
+        )
 
 
 def _setup(spec: Runspec, profile: Profile, source: Source | None) -> str:
@@ -186,7 +223,7 @@ def _setup(spec: Runspec, profile: Profile, source: Source | None) -> str:
             "flock -u 9",
         ]
     for checkout in source.checkouts if source else ():
-        if image_of(spec, profile) is None:
+        if container_of(spec, profile) is None:
             raise UserError(
                 f"{spec.name} replaces {checkout.folder} of a container image, and nothing says of which",
                 where=str(spec.script_path),
@@ -202,8 +239,8 @@ def _setup(spec: Runspec, profile: Profile, source: Source | None) -> str:
 
 
 def _python(spec: Runspec, profile: Profile) -> str:
-    """``image`` needs an image: without one the node makes a venv."""
-    if profile.python == "image" and image_of(spec, profile) is None:
+    """``image`` needs a container: without one the node makes a venv."""
+    if profile.python == "image" and container_of(spec, profile) is None:
         return "venv"
     return profile.python
 

@@ -71,6 +71,27 @@ def test_names_of_images(text: str, expected: image.Name) -> None:
     assert image.parse(text) == expected
 
 
+@pytest.mark.parametrize(
+    ("text", "clouds"),
+    [
+        ("ami-0abc123", ("aws",)),
+        ("projects/deeplearning-platform-release/global/images/common-cu128", ("gcp",)),
+        ("projects/mine/global/machineImages/ours", ("gcp",)),
+        ("microsoft-dsvm:ubuntu-hpc:2204:latest", ("azure",)),
+        ("/CommunityGalleries/a/Images/b", ("azure",)),
+        ("computeimage-u00abc", ("nebius",)),
+        ("skypilot:custom-gpu-ubuntu", ("aws", "gcp", "azure")),
+        ("docker:localhost:5000/x:tag", ()),
+        ("nvcr.io/nvidia/nemo:26.04", ()),
+        ("ghcr.io/a/ami-0abc123@sha256:00", ()),
+        ("ubuntu", ()),
+        ("./image.sqsh", ()),
+    ],
+)
+def test_machines_are_told_from_containers(text: str, clouds: tuple[str, ...]) -> None:
+    assert image.machines_of(text) == clouds
+
+
 def test_an_image_is_asked_of_its_registry(registry: str) -> None:
     assert preflight.image_of(f"docker:{registry}/nvidia/nemo:26.04", {}).ok is True
     absent = preflight.image_of(f"docker:{registry}/nvidia/nemo:99", {})

@@ -124,6 +124,44 @@ def test_an_image_installs_the_agent_and_a_bare_node_the_scripts_needs(tmp_path:
     assert "torch==2.13.0" in bare
 
 
+def on_machine(folder: Path, text: str, nodes: int = 1) -> task.Task:
+    (folder / "mine.yaml").write_text(f"extends: {ROOT / 'clusters' / 'aws.yaml'}\n{text}")
+    profile = clusters.load(str(folder / "mine.yaml"), folder)
+    given: Any = {"script": "s", "job_dir": "j", "artifacts": "a"}
+    return task.build(spec_of(folder), profile, nodes=nodes, **given)
+
+
+def test_a_machine_image_is_skypilots_own_and_its_node_makes_a_venv(tmp_path: Path) -> None:
+    import sky
+
+    built = on_machine(tmp_path, "infra: aws/us-east-1\nimage: ami-0abc123\n")
+    assert "uv venv" in built["setup"]
+    assert "torch==2.13.0" in built["setup"]
+    (resources,) = sky.Task.from_yaml_config(yaml.safe_load(task.dump(built))).resources
+    assert resources.extract_docker_image() is None
+    assert resources.get_cloud_image_id() == {"us-east-1": "ami-0abc123"}
+    (contained,) = sky.Task.from_yaml_config(build(spec_of(tmp_path))).resources
+    assert contained.extract_docker_image() == "nvcr.io/nvidia/nemo:25.11"
+
+
+@pytest.mark.parametrize(
+    ("text", "nodes", "message"),
+    [
+        ("image: ami-0abc123\n", 1, "is there in one region of AWS, and none is named"),
+        ("image: ami-0abc123\ninfra: gcp/us-east1\n", 1, "is a machine of aws, not of gcp"),
+        ("image: projects/p/global/images/i\ninfra: aws/us-east-1\n", 1, "is a machine of gcp, not of aws"),
+        ("image: ami-0abc123\ninfra: aws/us-east-1\n", 2, "`network_tier: best` for containers only"),
+    ],
+)
+def test_a_machine_image_that_no_node_would_start_from_is_refused_at_its_line(
+    tmp_path: Path, text: str, nodes: int, message: str
+) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        on_machine(tmp_path, text, nodes)
+    assert caught.value.where == f"{tmp_path / 'mine.yaml'}:2"
+    on_machine(tmp_path, "image: ami-0abc123\ninfra: aws/us-east-1\nnetwork_tier: standard\n", 2)
+
+
 def fake_node(folder: Path, built: task.Task, **env: str) -> list[str]:
     """Run the task's own `run` under bash with a `python` that prints its arguments, one a line."""
     bin_dir = folder / "bin"
