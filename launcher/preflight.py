@@ -7,13 +7,13 @@ success nor a failure.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher import clusters, fit, image, quota, secrets, task
+from launcher import clusters, fit, image, inputs, quota, secrets, task
 from launcher.errors import Refused, UserError
 from launcher.money.want import want_of
 
@@ -105,6 +105,21 @@ def of_place(profile: clusters.Profile) -> Iterator[Finding]:
     )
 
 
+def of_inputs(plan: Plan, awaited: Collection[str], project: Project, store: Store) -> Iterator[Finding]:
+    """Whether the stage's artifacts are there, but for those that an earlier stage of a launch will make."""
+    for name, item in plan.inputs.items():
+        check = f"{name} for {plan.name}"
+        if name in awaited:
+            yield Finding(check, True, f"{item.ref} is made before it")
+            continue
+        try:
+            found = inputs.pin({name: item}, store, project.tracking, {})[name]
+        except UserError as error:
+            yield Finding(check, False, error.message, error.hint)
+        else:
+            yield Finding(check, True, found.manifest.uri if found.manifest else str(found.path))
+
+
 def of_plan(plan: Plan, project: Project, secrets_file: Path | None = None) -> Iterator[Finding]:
     """What one stage needs of its place: secrets, image, memory of its GPUs, disk for its checkpoints.
 
@@ -193,6 +208,8 @@ def memory(plan: Plan) -> Iterator[Finding]:
     types = plan.profile.accelerator or plan.spec.sky.accelerator
     known = {kind: fit.GPU_MEMORY_GB[kind] for kind in types if kind in fit.GPU_MEMORY_GB}
     if needed is None or not known:
+        what = "how much the model needs" if needed is None else f"how much {' or '.join(types)} has"
+        yield Finding("GPU memory", None, f"unknown: {what}")
         return
     kind = min(known, key=lambda name: known[name])
     says = f"about {needed:.0f} GB on each {kind} of {known[kind]} GB"

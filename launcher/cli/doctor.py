@@ -11,13 +11,21 @@ from launcher.cli.common import (
     ClusterOption,
     ConfigOption,
     Context,
+    GpusOption,
     JsonOption,
     NodesOption,
+    OnDemandOption,
     ProjectOption,
+    RegionOption,
+    SpotFirstOption,
+    SpotOption,
+    ZoneOption,
     cluster_name,
+    market,
     print_json,
     stage_name,
 )
+from launcher.errors import UserError
 
 NOT_READY = 3
 MARKS = {True: "ok", False: "FAILED", None: "unknown"}
@@ -33,6 +41,12 @@ def doctor(
     cluster: ClusterOption = None,
     config: ConfigOption = None,
     nodes: NodesOption = None,
+    region: RegionOption = None,
+    zone: ZoneOption = None,
+    gpus: GpusOption = None,
+    spot: SpotOption = False,
+    on_demand: OnDemandOption = False,
+    spot_first: SpotFirstOption = False,
     project: ProjectOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -44,18 +58,29 @@ def doctor(
 
     from launcher import clusters, preflight
     from launcher import launch as flow
-    from launcher.plan import Request, plans, select, to_task
+    from launcher.plan import Request, awaited, plans, select, to_task
 
     known: Context = context.obj
     known.no_script_args()
     found = known.project(project)
     place = cluster_name(cloud, cluster, default="local")
-    findings = list(preflight.of_project(found, flow.open_store(found)))
+    store = flow.open_store(found)
+    placement = clusters.Placement(region, zone, gpus, market(spot, on_demand, spot_first))
+    if not stage and (config or nodes or placement != clusters.Placement()):
+        raise UserError(
+            "--config, --nodes and the like say what a stage needs, and none is named",
+            hint="nemo-sky doctor FAMILY STAGE ...",
+        )
+    findings = list(preflight.of_project(found, store))
     findings += preflight.of_place(clusters.load(place, found.clusters))
     if stage:
         name = stage_name(stage)
-        request = Request(name.family, name.stage, place, config, name.overrides, nodes=nodes)
-        for draft in plans(request, found, select(request, found)):
+        request = Request(
+            name.family, name.stage, place, config, name.overrides, nodes=nodes, placement=placement
+        )
+        drafts = plans(request, found, select(request, found))
+        for draft, later in zip(drafts, awaited(drafts), strict=True):
+            findings += preflight.of_inputs(draft, later, found, store)
             findings += preflight.of_plan(draft, found)
             findings += preflight.quotas(to_task(draft, found, job_dir=""))
     if json:

@@ -217,6 +217,23 @@ def test_a_dry_run_of_all_says_when_they_are_one_managed_job(run: Run) -> None:
     assert "one managed job" not in run(*words).err
 
 
+def test_the_doctor_looks_for_a_stages_inputs(run: Run, project: Path) -> None:
+    absent = run("doctor", "demo", "train", "--cloud", "local")
+    assert absent.code == 3
+    assert re.search(r"^ FAILED  data for demo/train: no artifact 'demo-data'.*\n +\S", absent.out, re.M)
+    both = run("doctor", "demo", "all", "--cloud", "local")
+    assert both.code == 0
+    assert "data for demo/train: art://demo-data is made before it\n" in both.out
+    (project / "some").mkdir()
+    assert run("doctor", "demo", "train", "run.data=./some", "--cloud", "local").code == 0
+
+
+def test_the_doctor_refuses_what_it_would_ignore(run: Run) -> None:
+    for words in (("--spot",), ("--nodes", "2"), ("--region", "x")):
+        assert "none is named" in run("doctor", "--cloud", "aws", *words).err
+    assert "--spot means nothing on this machine" in run("doctor", "demo", "train", "--spot").err
+
+
 def test_arguments_after_the_dashes_go_to_the_script_alone(run: Run) -> None:
     result = run("render", "demo", "train", "--", "--cloud", "x y", "train.steps=1")
     assert "script.py --config \"$NEMO_SKY_CONFIG\" --cloud 'x y' train.steps=1" in result.out

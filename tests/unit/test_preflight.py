@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher import image, plan, preflight, project, secrets
+from launcher import clusters, image, plan, preflight, project, secrets
 from launcher.artifacts.s3_store import S3Store
 from launcher.artifacts.store import open_store
 from launcher.errors import Refused
@@ -133,9 +133,12 @@ def test_the_clock_is_compared_with_the_stores(monkeypatch: pytest.MonkeyPatch, 
         assert late.hint
 
 
-def planned(*overrides: str, config: str = "default", nodes: int | None = None) -> plan.Plan:
+def planned(
+    *overrides: str, config: str = "default", nodes: int | None = None, gpus: str | None = None
+) -> plan.Plan:
     here = project.read(ROOT)
-    request = plan.Request("nano3", "pretrain", "aws", config, overrides, nodes=nodes)
+    there = clusters.Placement(gpus=gpus)
+    request = plan.Request("nano3", "pretrain", "aws", config, overrides, nodes=nodes, placement=there)
     (found,) = plan.plans(request, here, plan.select(request, here))
     return found
 
@@ -158,5 +161,23 @@ def test_force_does_not_help_against_what_is_known() -> None:
 
 
 def test_checkpoints_need_their_room() -> None:
-    (found,) = preflight.disk(planned())
-    assert "checkpoints of" in found.says
+    """14 bytes for each of 31.6e9 parameters, half of them on each of two disks of 2000 GB: nine fit."""
+    (found,) = preflight.disk(planned("checkpoint.most_recent_k=8"))
+    assert (found.ok, found.says) == (True, "9 checkpoints of 442 GB on 2 nodes beside 2000 GB on each")
+    preflight.require([found], False)
+    (found,) = preflight.disk(planned("checkpoint.most_recent_k=9"))
+    assert found.says == "10 checkpoints of 442 GB on 2 nodes beside 2000 GB on each"
+    with pytest.raises(Refused, match="disk: 10 checkpoints") as caught:
+        preflight.require([found], False)
+    assert "raise disk_size in the profile" in str(caught.value)
+    preflight.require([found], True)
+    (found,) = preflight.disk(planned("checkpoint.most_recent_k=9", nodes=4))
+    assert found.ok is True
+
+
+def test_what_nobody_knows_is_said_and_refuses_nothing() -> None:
+    (found,) = preflight.memory(planned("recipe._target_=mine.a_model_of_my_own"))
+    assert (found.ok, found.says) == (None, "unknown: how much the model needs")
+    (found,) = preflight.memory(planned(gpus="MI300X:8"))
+    assert (found.ok, found.says) == (None, "unknown: how much MI300X has")
+    preflight.require([found], False)

@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from launcher import preflight, quota
+from launcher.cli.main import main
 from launcher.errors import Refused
 from tests.e2e.s3 import FAKE_CREDENTIALS
 
+ROOT = Path(__file__).parents[2]
 HEADER = (
     "InstanceType,AcceleratorName,AcceleratorCount,vCPUs,MemoryGiB,GpuInfo,Price,SpotPrice,Region,"
     "AvailabilityZone,Arch\n"
@@ -118,6 +120,27 @@ def test_what_aws_does_not_tell_is_unknown(account: Path) -> None:
 def test_other_clouds_are_not_asked(account: Path) -> None:
     assert list(preflight.quotas(task(1, "gcp"))) == []
     assert list(preflight.quotas({"resources": {"infra": "slurm/rig"}})) == []
+
+
+def test_the_doctor_asks_about_the_market_and_size_that_it_is_told(
+    account: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NEMO_SKY_ARTIFACTS", str(tmp_path / "store"))
+    monkeypatch.setenv("NEMO_SKY_TRACKING", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    (tmp_path / "aws.yaml").write_text("backend: fake\ninfra: aws\n")  # asks no SkyPilot for credentials
+
+    def says(*words: str) -> tuple[bool, str]:
+        where = ("--cluster", str(tmp_path / "aws.yaml"), "--project", str(ROOT), "--json")
+        with pytest.raises(SystemExit):
+            main(["doctor", "nano3", "pretrain", *words, *where])
+        (found,) = [item for item in json.loads(capsys.readouterr().out) if item["check"] == "quota"]
+        return found["ok"], found["says"]
+
+    assert says() == (True, "384 vCPUs of 384 for 2 x p5.48xlarge, on-demand, in us-west-2")
+    ok, spot = says("--spot", "--nodes", "1")
+    assert (ok, spot[:55]) == (False, "96 vCPUs of 192 for 1 x p5.48xlarge, spot, in us-west-2")
+    ok, east = says("--region", "us-east-1")
+    assert (ok, east[:60]) == (False, "192 vCPUs of 384 for 2 x p5.48xlarge, on-demand, in us-east-1"[:60])
 
 
 STANDARD = "Standard (A, C, D, H, I, M, R, T, Z)"
