@@ -2,12 +2,14 @@
 
     stdin    {terms, spot {zone: place}, on_demand place or null, nodes, event or null, running or null}
              a place is {price, cloud, region, zone}, its price in $/h for all nodes
+             an event is {place, what}, and of a launch that was refused {was_up}: whether a node may have run
     stdout   {do: launch | keep | wait | stop, place, why, step}      step: newest committed checkpoint
 
 So neither NumPy nor boto3 nor a store that hangs is in SkyPilot's controller, which serves all jobs, and
 the store is opened with the job's own credentials. What was seen so far is ``runs/RUN/recovery.json`` in the
 store: a controller that is started again goes on from there. A launch is reserved in the ledger before it is
-answered, at the price of its place; the agent takes that reservation over.
+answered, at the price of its place; the agent takes that reservation over. One that was refused is settled
+before anything else, so that waiting for another costs nothing.
 """
 
 from __future__ import annotations
@@ -47,10 +49,11 @@ def decide(asked: Mapping[str, Any], now: float) -> dict[str, Any]:
     store = open_store(terms.artifacts, terms.s3_endpoint)
     events = _remember(store, terms.run, asked["event"], now)
     ledger, name = open_ledger(store), account_name(terms.run, terms.experiment)
-    held = ledger.read(name)
     running = asked["running"]
     if running is None:
-        held = accounts.supersede(held, terms.run, round(now * 1000))
+        held = ledger.change(name, lambda held: _without_nodes(held, terms.run, asked["event"], now))
+    else:
+        held = ledger.read(name)
     left = held.left(terms.run)
     on_demand = asked["on_demand"]
     here = Here(
@@ -102,6 +105,13 @@ def _step(store: Store, run: str) -> int | None:
     return newest.step if newest else None
 
 
+def _without_nodes(held: Account, run: str, event: Mapping[str, Any] | None, now: float) -> Account:
+    """The account when no node of the run is left at ``now``. What no node ever ran for costs nothing."""
+    if event and event["what"] == "refused" and not event["was_up"] and (key := accounts.free(held, run)):
+        held = accounts.settle(held, key, held.entries[key].launched)
+    return accounts.supersede(held, run, round(now * 1000))
+
+
 def _reserve(
     ledger: Ledger,
     name: str,
@@ -111,7 +121,7 @@ def _reserve(
     asked: Mapping[str, Any],
     now: float,
 ) -> None:
-    """Reserve the launch's first lease, in place of whatever the run held before. Raises Short."""
+    """Reserve the launch's first lease. Raises Short."""
     at = round(now * 1000)
     on_demand = asked["on_demand"]
     price = place["price"] if terms.price is None else terms.price
@@ -131,7 +141,7 @@ def _reserve(
 
     def step(held: Account) -> Account:
         about = held.runs.get(terms.run) or About("unknown", "unknown", "unknown", "unknown")
-        return accounts.reserve(accounts.supersede(held, terms.run, at), entry, about)
+        return accounts.reserve(held, entry, about)
 
     ledger.change(name, step)
 

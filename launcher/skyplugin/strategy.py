@@ -56,6 +56,7 @@ class NemoSky(recovery_strategy.FailoverStrategyExecutor):  # type: ignore[misc]
         self._running: str | None = None
         self._moving = False  # its nodes are taken down to go elsewhere
         self._failed = False  # the job itself failed, which says nothing about the zone
+        self._was_up = False  # of the last launch, a node may have run
         super().set_strategy_config(config)
 
     @property
@@ -98,7 +99,7 @@ class NemoSky(recovery_strategy.FailoverStrategyExecutor):  # type: ignore[misc]
         if len({one.use_spot for one in self.dag.tasks[0].resources}) > 1:
             self._watcher = asyncio.create_task(self._watch(parent))
 
-    async def _place(self, event: Mapping[str, str] | None, recovery: bool) -> float:
+    async def _place(self, event: Mapping[str, Any] | None, recovery: bool) -> float:
         """Launch where the policy says, until one launch succeeds."""
         task = self.dag.tasks[0]
         wanted = task.resources
@@ -121,13 +122,23 @@ class NemoSky(recovery_strategy.FailoverStrategyExecutor):  # type: ignore[misc]
             finally:
                 task.set_resources(wanted)
             if submitted is None:
-                event = {"place": place, "what": "refused"}
+                event = {"place": place, "what": "refused", "was_up": self._was_up}
                 continue
             launched = self._launched_resources
             self._running = _label(launched) if launched is not None else place
             with contextlib.suppress(RuntimeError):  # it runs, whether or not that is remembered
                 await self._ask({"place": self._running, "what": "launched"}, self._running, tries=2)
             return float(submitted)
+
+    async def _await_launch_request(self, request_id: str, stream_task: asyncio.Future[Any]) -> None:
+        """SkyPilot's own wait for one launch, which tells a cloud's refusal from a launch that failed later.
+        Of several nodes some may have run until the last was refused."""
+        self._was_up = True
+        try:
+            await super()._await_launch_request(request_id, stream_task)
+        except exceptions.ResourcesUnavailableError:
+            self._was_up = self.dag.tasks[0].num_nodes > 1
+            raise
 
     async def _watch(self, parent: asyncio.Task[Any]) -> None:
         """Move at a checkpoint when the policy wants the job elsewhere. Ends with the job."""
@@ -158,7 +169,7 @@ class NemoSky(recovery_strategy.FailoverStrategyExecutor):  # type: ignore[misc]
                 await asyncio.to_thread(self._cleanup_cluster)
 
     async def _ask(
-        self, event: Mapping[str, str] | None, running: str | None, tries: int | None = None
+        self, event: Mapping[str, Any] | None, running: str | None, tries: int | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """The answer of ``launcher.skyplugin.decide``, and the resources of each place it may name.
 
@@ -174,7 +185,7 @@ class NemoSky(recovery_strategy.FailoverStrategyExecutor):  # type: ignore[misc]
                 await asyncio.sleep(AGAIN_S)
 
     def _ask_once(
-        self, event: Mapping[str, str] | None, running: str | None
+        self, event: Mapping[str, Any] | None, running: str | None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         task = self.dag.tasks[0]
         spot, on_demand = _places(task)

@@ -99,3 +99,35 @@ def test_a_look_at_the_market_reserves_nothing(tmp_path: Path) -> None:
     looked = decide(question(tmp_path, on_demand=on_demand, running="on-demand"), NOW)
     assert (looked["do"], looked["place"], looked["step"]) == ("launch", "a1", None)
     assert open_ledger(open_store(str(tmp_path))).read(account_name("r", None)).of("r") == []
+
+
+def test_a_launch_that_was_refused_costs_nothing_however_long_the_next_is_waited_for(tmp_path: Path) -> None:
+    """Four zones at $100/h, refused after a minute each time: the budget is whole for who gets through."""
+    with_budget(tmp_path, 400.0)
+    ledger, name = open_ledger(open_store(str(tmp_path))), account_name("r", None)
+    place = {"cloud": "aws", "region": "us-east-1"}
+    spot = {zone: {"price": 100.0, "zone": zone, **place} for zone in ("a1", "a2", "a3", "a4")}
+    event: dict[str, Any] | None = None
+    now, launches, waited = NOW, 0, 0
+    while now < NOW + 86_400:
+        answer = decide(question(tmp_path, spot=spot, event=event), now)
+        assert answer["do"] in ("launch", "wait"), answer["why"]
+        event = None
+        if answer["do"] == "launch":
+            launches, now = launches + 1, now + 60
+            event = {"place": answer["place"], "what": "refused", "was_up": False}
+        else:
+            waited, now = waited + 1, now + 195
+            assert ledger.read(name).committed("r") == 0
+    assert launches > 20
+    assert waited > 20
+
+
+def test_a_launch_of_which_a_node_ran_is_counted_until_it_was_given_up(tmp_path: Path) -> None:
+    ledger, name = open_ledger(open_store(str(tmp_path))), account_name("r", None)
+    spot = {"a1": {"price": 10.0, "zone": "a1", "cloud": "aws", "region": "us-east-1"}}
+    decide(question(tmp_path, spot=spot), NOW)
+    refused = {"place": "a1", "what": "refused", "was_up": True}
+    assert decide(question(tmp_path, spot=spot, event=refused), NOW + 90)["do"] == "wait"
+    (entry,) = ledger.read(name).of("r")
+    assert (entry.ended, entry.cost) == (round((NOW + 90) * 1000), 250_000)
