@@ -92,11 +92,13 @@ def _remember(store: Store, run: str, event: Mapping[str, Any] | None, now: floa
 
 
 def _done(store: Store, run: str) -> float:
-    """Seconds of work that are safe: of each attempt, from its start to its last committed checkpoint."""
+    """Seconds of work that are safe: of each attempt, from the trainer's first sign, after inputs, restore and
+    model are there, to the save of its last committed checkpoint. The steps before that sign are left out."""
     done = 0.0
     for events in sync.attempts(store, run):
-        saved = [event["ts"] for event in events if event["type"] == "checkpoint"]
-        done += max(saved[-1] - events[0]["ts"], 0.0) if saved else 0.0
+        signs = [float(event["ts"]) for event in events if event["type"] in ("metrics", "checkpoint")]
+        saved = [event["ts"] - event["seconds"] for event in events if event["type"] == "checkpoint"]
+        done += max(saved[-1] - signs[0], 0.0) if saved else 0.0
     return done
 
 

@@ -16,7 +16,7 @@ from launcher.money.account import MICROS, About
 from launcher.money.lease import Lease
 from launcher.money.ledger import account_name, open_ledger
 from launcher.skyplugin import files
-from launcher.skyplugin.decide import decide
+from launcher.skyplugin.decide import _done, decide
 
 LEASE = Lease(setup=600_000, check=60_000, save=60_000, teardown=60_000)
 NOW = 1_000_000.0
@@ -131,3 +131,24 @@ def test_a_launch_of_which_a_node_ran_is_counted_until_it_was_given_up(tmp_path:
     assert decide(question(tmp_path, spot=spot, event=refused), NOW + 90)["do"] == "wait"
     (entry,) = ledger.read(name).of("r")
     assert (entry.ended, entry.cost) == (round((NOW + 90) * 1000), 250_000)
+
+
+def test_work_is_done_from_the_first_step_to_what_the_last_checkpoint_has_saved(tmp_path: Path) -> None:
+    def attempt(number: int, *events: tuple[str, float]) -> None:
+        lines = [
+            {"type": what, "ts": NOW + at, "seconds": 20.0, "seq": n}
+            for n, (what, at) in enumerate(events, 1)
+        ]
+        folder = tmp_path / "runs" / "r" / "journal"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{number}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    store = open_store(str(tmp_path))
+    assert _done(store, "r") == 0.0
+    start = (("attempt_started", 0.0), ("system", 30.0), ("restored", 600.0))
+    attempt(1, *start, ("metrics", 700.0), ("checkpoint", 1320.0), ("metrics", 1500.0))
+    assert _done(store, "r") == 600.0
+    attempt(2, *start, ("metrics", 700.0))
+    assert _done(store, "r") == 600.0, "nothing of it is kept"
+    attempt(3, *start, ("checkpoint", 700.0), ("checkpoint", 1000.0), ("metrics", 1001.0))
+    assert _done(store, "r") == 880.0
