@@ -153,8 +153,8 @@ def carry_out(order: Order, attempt: Attempt, record: Record, clock: output.Cloc
     found: list[Input] = []
     config: dict[str, Any] = dict(job.config)
     try:
+        purse.open()  # also when it may not begin: its set-up has cost something
         limits.check(earlier, job.submission, job.preemptions)
-        purse.open()
         with ends_with(NO_INPUT), stop.interruptible():
             found = insist(lambda: inputs.resolve(job, store), START_RETRY_S)
             config = inputs.script_config(job, node, found)

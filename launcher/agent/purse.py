@@ -43,7 +43,8 @@ from launcher.artifacts.deadline import within
 from launcher.artifacts.store import StoreError
 from launcher.errors import Refused
 from launcher.money import account as accounts
-from launcher.money.account import MICROS, About, Account, Closed, Entry, Short, money
+from launcher.money import failover
+from launcher.money.account import MICROS, About, Account, Closed, Entry, money
 from launcher.money.ledger import account_name, now_ms, open_ledger
 
 _LEAST_WAIT_S = 2.0  # for one call to the ledger, however short the interval
@@ -72,26 +73,28 @@ class Purse:
         self._thread = threading.Thread(target=self._watch, name="purse", daemon=True)
 
     def open(self) -> None:
-        """Take over what the launcher reserved, or reserve anew after a recovery; then watch over it.
+        """Take over what was reserved, or enter what a recovery has cost already; then watch over it.
 
         Raises Ended when the budget or the deadline does not allow another attempt, or the ledger fails
-        under a cap.
+        under a cap. What the set-up has cost is in the ledger all the same.
         """
-        if self._deadline is not None and now_ms() >= self._lease.stop_at(self._deadline):
-            raise Ended(DEADLINE, f"{DEADLINE_REACHED} before the attempt began")
-        if self._deadline is not None:
+        late = self._deadline is not None and now_ms() >= self._lease.stop_at(self._deadline)
+        if self._deadline is not None and not late:
             threading.Thread(target=self._watch_deadline, name="deadline", daemon=True).start()
         try:
             self._use(insist(lambda: self._ledger.change(self._name, self._begin), START_RETRY_S))
         except StoreError as error:
-            if self._capped:
+            if self._capped and not late:
                 raise Ended(NO_STORE, f"a budget is set, but {error.message}") from error
             say(f"this attempt is not in the ledger: {error.message}")
-            return
-        except Short as short:
-            raise Ended(BUDGET, f"{BUDGET_REACHED}: {short.message}") from short
         except Refused as refused:
             raise Ended(BUDGET, refused.message) from refused
+        if late:
+            raise Ended(DEADLINE, f"{DEADLINE_REACHED} before the attempt began")
+        if self._entry is None:
+            return
+        if self._capped and now_ms() >= self._lease.stop_at(self._own_until()):
+            raise Ended(BUDGET, self._reached().reason or BUDGET_REACHED)
         self._thread.start()
 
     def clock(self, clock: Clock) -> Clock:
@@ -122,6 +125,10 @@ class Purse:
         except (StoreError, TimeoutError, Closed) as error:
             say(f"the ledger counts this attempt to the end of its lease: {error}")
 
+    def _own_until(self) -> int:
+        assert self._entry
+        return self._lease.own(self._entry.until)
+
     @property
     def _key(self) -> str:
         assert self._entry
@@ -129,7 +136,7 @@ class Purse:
 
     def _begin(self, held: Account) -> Account:
         """The account once this attempt has its entry: what the launcher, or the recovery strategy after it,
-        has reserved, unless an attempt had it already."""
+        has reserved, unless an attempt had it already; else what FAILOVER has launched unasked."""
         job, number, now = self._job, self._attempt.number, now_ms()
         key = accounts.free(held, job.run_id) or job.money.reservation or ""
         own = f"{job.run_id}/attempt-{number}"
@@ -138,13 +145,12 @@ class Purse:
         with contextlib.suppress(Closed):
             taken = accounts.adopt(held, key, number, self._node.place)
             return accounts.renew(taken, key, self._lease.next(now))
-        held = accounts.supersede(held, job.run_id, now)
         price, place, pattern = job.price_per_hour, self._node.place, held.entries.get(key)
         entry = Entry(
             own,
             job.run_id,
             None if price is None else round(price * MICROS),
-            _launched(place.get("cloud"), [entry.end for entry in held.of(job.run_id)], now),
+            now,
             self._lease.next(now),
             nodes=self._node.count,
             market=pattern.market if pattern else "on-demand",
@@ -157,7 +163,8 @@ class Purse:
         facts = job.provenance
         user, cluster = str(facts.get("user") or "unknown"), str(facts.get("cluster") or "unknown")
         about = About(job.family, job.stage, user, cluster)
-        return accounts.reserve(held, _at_most(held, entry), about)
+        booted = _booted(place.get("cloud"), now, self._lease.setup)
+        return failover.enter(held, entry, about, self._lease, now, booted)
 
     def _renew(self, held: Account) -> Account:
         return accounts.renew(held, self._key, self._lease.next(now_ms()))
@@ -190,18 +197,19 @@ class Purse:
             except Closed as error:
                 if self._ending.is_set():
                     break
-                until, why = now, Outcome("interrupted", INTERRUPTED, error.message)
+                until, why = now + self._lease.recovery, Outcome("interrupted", INTERRUPTED, error.message)
+            own = self._lease.own(until)
             if self._capped:
-                last = until if self._deadline is None else min(until, self._deadline)
+                last = own if self._deadline is None else min(own, self._deadline)
                 fuse.move(self._fuse, self._lease.burns_at(last) / 1000)
-            now, stop_at = now_ms(), self._lease.stop_at(until)
+            now, stop_at = now_ms(), self._lease.stop_at(own)
             if self._capped and now >= stop_at:
                 self._ask(why)
                 break
             wait_ms = self._lease.check // 2
             if self._capped:
                 wait_ms = min(wait_ms, stop_at - now)
-        self._end_by(self._lease.dead_at(until) if self._capped else None, why)
+        self._end_by(self._lease.dead_at(self._lease.own(until)) if self._capped else None, why)
 
     def _watch_deadline(self) -> None:
         """Stop when the deadline leaves no more than a save and the teardown."""
@@ -261,19 +269,9 @@ def obey(attempt: Attempt, stop: Stop) -> None:
     threading.Thread(target=watch, name="obey", daemon=True).start()
 
 
-def _at_most(held: Account, entry: Entry) -> Entry:
-    """The entry with as long a lease as the caps leave, for an attempt that has begun already."""
-    left = held.left(entry.run)
-    if left is None or not entry.price:
-        return entry
-    affordable = entry.launched + accounts.affordable_ms(entry.price, left)
-    return replace(entry, until=max(min(entry.until, affordable), entry.launched))
-
-
-def _launched(cloud: str | None, ends: list[int], now: int) -> int:
-    """When the instances of a recovery were launched, in milliseconds since the epoch: when the machine
-    started, and where it is shared, at the earliest that it can have been."""
-    if (cloud or "local").lower() not in _SHARED:
-        uptime = float(Path("/proc/uptime").read_text().split()[0])
-        ends = [*ends, now - round(uptime * 1000)]
-    return min(now, max(ends, default=now))
+def _booted(cloud: str | None, now: int, setup: int) -> int:
+    """When the instances of this attempt were launched, in milliseconds since the epoch: when this machine
+    started; where others share it, a set-up ago."""
+    if (cloud or "local").lower() in _SHARED:
+        return now - setup
+    return now - round(1000 * float(Path("/proc/uptime").read_text().split()[0]))

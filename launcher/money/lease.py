@@ -4,9 +4,12 @@
     check      between two looks
     save       for the trainer to save and the agent to commit what it saved
     teardown   from the agent's end to the instances'
+    recovery   for the set-up and teardown of nodes that nobody asks the ledger for: those that SkyPilot's own
+               FAILOVER launches after a preemption. 0 where nothing does, or our strategy reserves it
 
-At each look the agent leases ``check + save + teardown`` from now. When the ledger grants it less, there
-is still time to save and go before the lease ends; so a cap is kept though nobody else is alive.
+At each look the agent leases ``check + save + teardown`` from now, and ``recovery`` beyond its own end. When
+the ledger grants it less, there is still time to save and go before its own part ends; so a cap is kept
+though nobody else is alive.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ class Lease:
     check: int
     save: int
     teardown: int
+    recovery: int = 0
 
     def first(self, launched: int) -> int:
         """The end of the lease that a launch needs: until the first check and the save after it."""
@@ -29,7 +33,11 @@ class Lease:
 
     def next(self, now: int) -> int:
         """The end of the lease that running on until the next check needs."""
-        return now + self.check + self.save + self.teardown
+        return now + self.check + self.save + self.teardown + self.recovery
+
+    def own(self, until: int) -> int:
+        """How much of a lease that ends at ``until`` its agent may use; the times below count from it."""
+        return until - self.recovery
 
     def at_worst(self, until: int, now: int) -> int:
         """The end of the lease when a renewal failed: it may have taken effect, and that may be a shorter
@@ -37,7 +45,7 @@ class Lease:
         return min(until, self.next(now))
 
     def stop_at(self, until: int) -> int:
-        """When the trainer must be asked to save, with a lease that ends at ``until``."""
+        """When the trainer must be asked to save, for the nodes to be gone by ``until``."""
         return until - self.save - self.teardown
 
     def dead_at(self, until: int) -> int:

@@ -92,8 +92,8 @@ def _remember(store: Store, run: str, event: Mapping[str, Any] | None, now: floa
 
 
 def _done(store: Store, run: str) -> float:
-    """Seconds of work that are safe: of each attempt, from the trainer's first sign, after inputs, restore and
-    model are there, to the save of its last committed checkpoint. The steps before that sign are left out."""
+    """Seconds of work that are safe: of each attempt, from the trainer's first sign, after inputs, restore
+    and model, to the save of its last committed checkpoint. The steps before that sign are left out."""
     done = 0.0
     for events in sync.attempts(store, run):
         signs = [float(event["ts"]) for event in events if event["type"] in ("metrics", "checkpoint")]

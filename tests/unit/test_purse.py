@@ -1,0 +1,184 @@
+"""Jobs that SkyPilot's own FAILOVER recovers: nobody asks the ledger before it launches; the cap holds."""
+
+from __future__ import annotations
+
+import random
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher.agent.ends import BUDGET, DEADLINE, Ended
+from launcher.agent.job import Job, Node, Terms
+from launcher.agent.purse import Purse
+from launcher.agent.rendezvous import Attempt
+from launcher.agent.stop import Stop
+from launcher.artifacts.store import open_store
+from launcher.money import account as accounts
+from launcher.money import failover
+from launcher.money.account import HOUR_MS, MICROS, About, Account, Entry, charge
+from launcher.money.lease import Lease
+from launcher.money.ledger import account_name, now_ms, open_ledger
+
+MINUTE = 60_000
+LEASE = Lease(setup=20 * MINUTE, check=MINUTE, save=3 * MINUTE, teardown=5 * MINUTE, recovery=25 * MINUTE)
+ABOUT = About("tiny", "pretrain", "me", "aws")
+PRICE = 120 * MICROS
+
+
+def with_budget(amount: int) -> Account:
+    return accounts.set_budget(Account(runs={"r": ABOUT}), "r", amount, "me", 0)
+
+
+# Histories
+
+
+@dataclass
+class Failover:
+    """One job with a cap: where its nodes really are, and what its ledger says. Clock in milliseconds."""
+
+    seed: int
+    now: int = 1_800_000_000_000
+    real: int = 0
+    lost_setups: int = 0  # ended before their agent began: nobody can have entered them
+
+    def play(self) -> tuple[int, Account]:
+        chance = random.Random(self.seed)
+        cap = chance.randint(80, 600) * MICROS
+        first = Entry("r/first", "r", PRICE, self.now, LEASE.first(self.now))
+        held = accounts.reserve(with_budget(cap), first, ABOUT)
+        booted, attempt = self.now, 0
+        while True:
+            setup = chance.randint(0, LEASE.setup)
+            if attempt and chance.random() < 0.2:
+                self.lost_setups += charge(PRICE, setup)
+                booted += setup + chance.choice([0, 5, 60, 600]) * MINUTE
+                continue
+            attempt += 1
+            self.now = booted + setup
+            held, ended = self.attempt(held, attempt, booted, chance)
+            self.real += charge(PRICE, self.now - booted)
+            if ended:
+                return cap, held
+            booted = self.now + chance.choice([1, 5, 60, 600]) * MINUTE
+
+    def attempt(self, held: Account, number: int, booted: int, chance: random.Random) -> tuple[Account, bool]:
+        """From the agent's first look to the end of the nodes; whether it ended by the budget."""
+        key = accounts.free(held, "r")
+        if key:
+            held = accounts.renew(accounts.adopt(held, key, number, {}), key, LEASE.next(self.now))
+        else:
+            key = f"r/attempt-{number}"
+            entry = Entry(key, "r", PRICE, self.now, LEASE.next(self.now), attempt=number)
+            held = failover.enter(held, entry, ABOUT, LEASE, self.now, booted)
+        preempted = self.now + chance.choice([1, 10, 60, 300]) * chance.randint(1, MINUTE)
+        began = self.now
+        while self.now < LEASE.stop_at(LEASE.own(held.entries[key].until)):
+            if self.now >= preempted:
+                return held, False
+            self.now += LEASE.check // 2
+            held = accounts.renew(held, key, LEASE.next(self.now))
+        self.now += chance.randint(0, LEASE.save) if self.now > began else 0
+        held = accounts.settle(held, key, self.now + LEASE.teardown)
+        self.now += chance.randint(0, LEASE.teardown)
+        return held, True
+
+
+def test_a_job_that_failover_recovers_keeps_its_cap() -> None:
+    """Whatever it waits between two places, and though no launch was asked for; but for set-ups that were
+    lost before any of ours ran."""
+    interval = charge(PRICE, LEASE.check)
+    recovered = 0
+    for seed in range(400):
+        history = Failover(seed)
+        cap, held = history.play()
+        assert history.real <= cap + interval, f"seed {seed}"
+        assert held.committed("r") <= cap + interval, f"seed {seed}"
+        assert history.real <= held.committed("r") + len(held.entries), f"counted short, seed {seed}"
+        recovered += len(held.entries) > 2
+    assert recovered > 100
+
+
+def test_what_was_spent_before_anybody_could_ask_is_entered_above_the_cap_too() -> None:
+    held = with_budget(10 * MICROS)
+    spent = Entry("r/1", "r", PRICE, 0, 5 * MINUTE, attempt=1, ended=5 * MINUTE)
+    held = accounts.reserve(held, spent, ABOUT)
+    now = HOUR_MS
+    entry = Entry("r/attempt-2", "r", PRICE, now, LEASE.next(now), attempt=2)
+    entered = failover.enter(held, entry, ABOUT, LEASE, now, now - 10 * MINUTE)
+    mine = entered.entries["r/attempt-2"]
+    assert (mine.launched, mine.until) == (now - 10 * MINUTE, now + LEASE.teardown)
+    assert entered.committed("r") == 40 * MICROS
+
+
+# The purse itself, on this machine
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    """What the agent's Stop does to this process's signals is undone."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def purse_of(root: Path, number: int, **terms: Any) -> Purse:
+    facts: dict[str, Any] = dict.fromkeys(("s3_endpoint", "tracking", "output", "keep"))
+    money = Terms(capped=True, lease=LEASE, **terms)
+    job = Job("r", "tiny", "pretrain", "tiny", str(root), inputs={}, price_per_hour=120.0, provenance={},
+              config={}, money=money, **facts)  # fmt: skip
+    node = Node(0, 1, ("127.0.0.1",), root / "work", root / "config.yaml", {"cloud": None})
+    return Purse(job, node, Attempt(open_store(str(root)), "r", number), Stop())
+
+
+def preempted(root: Path, dollars_left: float) -> None:
+    """The ledger of a run whose first attempt was lost ten minutes ago."""
+    lost = now_ms() - 10 * MINUTE
+    entry = Entry("r/1", "r", PRICE, lost - HOUR_MS, LEASE.next(lost), attempt=1)
+    cap = charge(PRICE, LEASE.own(entry.until) - entry.launched) + round(dollars_left * MICROS)
+    held = replace(with_budget(max(cap, entry.cost)), entries={entry.key: entry})
+    about = replace(ABOUT, budgets=(accounts.Budget(cap, "me", 0),))
+    held = replace(held, runs={"r": about})
+    open_ledger(open_store(str(root))).change(account_name("r", None), lambda _: held)
+
+
+def entries(root: Path) -> list[Entry]:
+    return open_ledger(open_store(str(root))).read(account_name("r", None)).of("r")
+
+
+def test_a_recovery_that_the_cap_does_not_pay_ends_at_once_and_is_in_the_ledger(tmp_path: Path) -> None:
+    preempted(tmp_path, 1.67)
+    purse = purse_of(tmp_path, 2)
+    with pytest.raises(Ended, match="budget reached") as ended:
+        purse.open()
+    assert ended.value.code == BUDGET
+    purse.close()
+    first, second = entries(tmp_path)
+    assert first.ended == LEASE.own(first.until), "what it kept for this set-up is given back"
+    assert second.attempt == 2
+    assert second.launched == first.ended
+    assert second.ended is not None
+    assert second.ended - now_ms() <= LEASE.teardown
+
+
+def test_a_recovery_that_is_paid_goes_on_and_keeps_room_for_the_next(tmp_path: Path) -> None:
+    preempted(tmp_path, 200.0)
+    purse = purse_of(tmp_path, 2)
+    purse.open()
+    second = entries(tmp_path)[1]
+    assert second.until == pytest.approx(LEASE.next(now_ms()), abs=30_000)
+    purse.close()
+
+
+def test_a_set_up_that_came_after_the_deadline_is_in_the_ledger(tmp_path: Path) -> None:
+    preempted(tmp_path, 200.0)
+    purse = purse_of(tmp_path, 2, deadline=now_ms())
+    with pytest.raises(Ended, match="deadline reached") as ended:
+        purse.open()
+    assert ended.value.code == DEADLINE
+    purse.close()
+    assert [entry.attempt for entry in entries(tmp_path)] == [1, 2]
