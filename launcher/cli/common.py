@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -15,6 +16,9 @@ from launcher.errors import UserError
 
 if TYPE_CHECKING:
     from launcher.project import Project
+
+
+_Parsed = TypeVar("_Parsed")
 
 
 def complete_stage(incomplete: str) -> list[str]:
@@ -159,6 +163,27 @@ def market(spot: bool, on_demand: bool, spot_first: bool) -> str | None:
     if len(given) > 1:
         raise UserError(f"--{given[0]} and --{given[1]} exclude each other; give one")
     return given[0] if given else None
+
+
+def parsed(flag: str, parse: Callable[[str], _Parsed], text: str) -> _Parsed:
+    """``parse(text)``, whose UserError names the flag that ``text`` was given to."""
+    try:
+        return parse(text)
+    except UserError as error:
+        raise UserError(f"{flag}: {error.message}", hint=error.hint) from error
+
+
+def writable(flag: str, path: Path | None) -> None:
+    """Raises UserError when no file can be written at ``path``: before the work for it is done."""
+    if path is None:
+        return
+    folder = path.absolute().parent
+    if path.is_dir():
+        raise UserError(f"{flag} {path} is a folder", hint=f"name a file in it: {path / 'FILE'}")
+    if not folder.is_dir():
+        raise UserError(f"{flag} {path}: there is no folder {folder}", hint=f"`mkdir -p {folder}` makes it")
+    if not os.access(path if path.exists() else folder, os.W_OK):
+        raise UserError(f"{flag} {path}: it may not be written there")
 
 
 def print_json(value: Any) -> None:

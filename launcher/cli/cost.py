@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from launcher.cli.common import Context, JsonOption, ProjectOption, print_json, print_table
+from launcher.cli.common import Context, JsonOption, ProjectOption, parsed, print_json, print_table, writable
 from launcher.errors import UserError, did_you_mean
 
 
@@ -22,10 +22,11 @@ def cost(
         str | None, typer.Option("--experiment", metavar="NAME", help="Only the runs of this experiment.")
     ] = None,
     by: Annotated[
-        str | None, typer.Option("--by", metavar="GROUP,...", help="Sums by family, stage, cloud, user, ...")
+        str | None, typer.Option("--by", metavar="GROUP,...", help="Sums by family, stage, place, user, ...")
     ] = None,
     since: Annotated[
-        str | None, typer.Option("--since", metavar="TIME", help="Only of the last 30d, 36h, ...")
+        str | None,
+        typer.Option("--since", metavar="TIME", help="Only attempts that ran in the last 30d, 36h, ..."),
     ] = None,
     html: Annotated[
         Path | None,
@@ -53,8 +54,10 @@ def cost(
         )
     store = open_store(known.project(project))
     ledger = open_ledger(store)
-    start = now_ms() - round(1000 * parse_duration(since)) if since else 0
-    found = receipts.lines(ledger, start)
+    writable("--plot", plot)
+    writable("--html", html)
+    start = now_ms() - round(1000 * parsed("--since", parse_duration, since)) if since else 0
+    found = receipts.lines(ledger)
     if experiment:
         names = {line.experiment for line in found if line.experiment}
         if experiment not in names:
@@ -69,18 +72,22 @@ def cost(
             some = f"any of {len(ids)} runs" if ids else "no run in the ledger"
             raise UserError(f"{run!r} names {some}", hint="`nemo-sky cost --by run` lists them")
         found = [line for line in found if line.entry.run in ids]
+    whole, found = found, [line for line in found if line.entry.end >= start]
     facts: dict[str, Any] = receipts.totals(found)
     if run or experiment:
-        name = account_name(found[0].entry.run, found[0].experiment)
-        facts |= receipts.caps_of(ledger.read(name), found[0].entry.run if run else None)
+        first = whole[0]
+        name = account_name(first.entry.run, first.experiment)
+        facts |= receipts.caps_of(ledger.read(name), first.entry.run if run else None)
         facts |= receipts.waste(store, found)
     now = now_ms()
     rows = receipts.by_group(found, by.split(",")) if by else receipts.attempts(found, now)
-    title = f"experiment {experiment}" if experiment else f"run {found[0].entry.run}" if run else "all runs"
+    title = f"experiment {experiment}" if experiment else f"run {whole[0].entry.run}" if run else "all runs"
     if plot:
         from launcher.money import charts
 
         charts.spending(story.spending(found), plot, title, facts.get("budget_usd"))
+    if html and not found:
+        raise UserError(f"{title}: nothing ran in the last {since}, so there is nothing to tell")
     if html:
         from launcher.money import page
 

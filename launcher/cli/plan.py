@@ -21,10 +21,12 @@ from launcher.cli.common import (
     StageArgument,
     ZoneOption,
     cluster_name,
+    parsed,
     print_json,
     print_table,
     say,
     stage_name,
+    writable,
 )
 from launcher.errors import Refused, UserError, did_you_mean
 
@@ -99,9 +101,10 @@ def plan(
         nodes=nodes,
         placement=clusters.Placement(region, zone, gpus, "spot" if spot else None),
     )
-    hours = amounts.parse_duration(work) / 3600 if work else None
-    limit = amounts.parse_duration(deadline) / 3600 if deadline else None
-    cap = amounts.parse_dollars(budget) if budget else None
+    writable("--plot", plot)
+    hours = parsed("--work", amounts.parse_duration, work) / 3600 if work else None
+    limit = parsed("--deadline", amounts.parse_duration, deadline) / 3600 if deadline else None
+    cap = parsed("--budget", amounts.parse_dollars, budget) if budget else None
     planned, task = _planned(request, found)
     spec = planned.spec.sky
     result = quote.quote(

@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from launcher.cli.common import JsonOption, print_json, print_table, say
+from launcher.cli.common import JsonOption, parsed, print_json, print_table, say, writable
 from launcher.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from launcher.money.availability import Prior
     from launcher.money.simulate import Replay, Setting
     from launcher.money.traces import Market
+
+
+HISTORIES = ("shipped", "held-out", "none")
 
 
 def simulate(
@@ -68,20 +71,28 @@ def simulate(
             raise UserError(
                 f"no policy {name!r}{did_you_mean(name, names)}", hint=f"there are {', '.join(names)}"
             )
+    writable("--trace", trace)
+    writable("--plot", plot)
     market = traces.read(windows)
     market = market.only(zone) if zone else market
     job = library.setting(
         market,
-        work=amounts.parse_duration(work),
-        deadline=amounts.parse_duration(deadline),
-        restart=amounts.parse_duration(restart) if restart.strip() != "0" else 0.0,
-        on_demand=amounts.parse_dollars(on_demand),
-        budget=amounts.parse_dollars(budget) if budget else None,
+        work=parsed("--work", amounts.parse_duration, work),
+        deadline=parsed("--deadline", amounts.parse_duration, deadline),
+        restart=parsed("--restart", amounts.parse_duration, restart) if restart.strip() != "0" else 0.0,
+        on_demand=parsed("--on-demand", amounts.parse_dollars, on_demand),
+        budget=parsed("--budget", amounts.parse_dollars, budget) if budget else None,
     )
     sets = [[name] for name in market.zones] if each else [list(market.zones)]
     chosen = policy or names
     if trace and (len(chosen) != 1 or len(sets) != 1):
         raise UserError("--trace writes one policy over one set of zones", hint="add --policy nemo-sky")
+    prior = _prior(history, market)
+    if history == "shipped" and library.OURS in chosen and set(market.zones) & set(prior(0)):
+        say(
+            "the history that comes with nemo-sky was counted in these zones, in 2023: where the windows are "
+            "of that time our policy has seen them, and --history held-out is fair"
+        )
     rows: list[dict[str, Any]] = []
     for zones in sets:
         part = market.only(zones)
@@ -90,7 +101,7 @@ def simulate(
         for name in chosen:
             if not json:
                 say(f"{name} over {', '.join(zones) if len(zones) < 3 else f'{len(zones)} zones'}")
-            replays = library.run(part, job, name, _prior(history, market))
+            replays = library.run(part, job, name, prior)
             row = _row(zones, name, job, replays, [r.cost for r in replays], budgeted=bool(budget))
             rows.append(row | {"of_optimum": row["cost"] / best if not budget else None})
             if trace:
@@ -120,6 +131,11 @@ def _prior(history: str, market: Market) -> Any:
         known = availability.load_prior()
     elif history == "none":
         known = {}
+    elif not Path(history).exists():
+        raise UserError(
+            f"--history: no windows at {history}{did_you_mean(history, HISTORIES)}",
+            hint=f"one of {', '.join(HISTORIES)}, or a file of windows",
+        )
     else:
         known = library.pooled(library.history(traces.read(Path(history))))
     return lambda index: known

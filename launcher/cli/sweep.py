@@ -24,6 +24,7 @@ from launcher.cli.common import (
     ZoneOption,
     cluster_name,
     market,
+    parsed,
     print_json,
     print_table,
     say,
@@ -109,7 +110,7 @@ def sweep(
         nodes=nodes,
         placement=Placement(region, zone, gpus, market(spot, on_demand, spot_first)),
         secrets=secrets,
-        work=parse_duration(work) / 3600 if work else None,
+        work=parsed("--work", parse_duration, work) / 3600 if work else None,
         command=flow.command_line(known.argv),
     )
     name = name or run.default_name(request, space)

@@ -129,7 +129,8 @@ def cheapest(offers: Iterable[Offer], market: Market | None = None) -> Offer | N
 
 def by_profile(profile: Profile, want: Want) -> Offer | None:
     """The one offer of a profile that says its price, or whose place no catalog knows (one's own machine,
-    Slurm, Kubernetes): then without a price. None where the catalogs are to be asked."""
+    Slurm, Kubernetes): then without a price. Its price is that of the market that it asks for. None where
+    the catalogs are to be asked."""
     cloud = (profile.infra or profile.name).split("/")[0].lower()
     if profile.price_per_hour is None and profile.backend != "local" and cloud not in places.OWN:
         return None
@@ -147,8 +148,8 @@ def by_profile(profile: Profile, want: Want) -> Offer | None:
         gpu=want.gpus[0] if want.count else None,
         gpus=want.count,
         nodes=want.nodes,
-        spot=None,
-        on_demand=profile.price_per_hour,
+        spot=profile.price_per_hour if profile.spot or profile.spot_first else None,
+        on_demand=None if profile.spot else profile.price_per_hour,
         note=note,
     )
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from launcher.artifacts.store import Store
     from launcher.lineage.journal import Event
 
-GROUPS = ("family", "stage", "cluster", "cloud", "market", "user", "experiment", "run")
+GROUPS = ("family", "stage", "cluster", "cloud", "place", "market", "user", "experiment", "run")
 
 
 @dataclass(frozen=True)
@@ -33,20 +33,26 @@ class Line:
 
     def group(self, by: str) -> str:
         """What the attempt is counted under, one of ``GROUPS``."""
+        if by == "place":
+            return place_of(self.entry) or "unknown"
         if by in ("cloud", "market", "run"):
             return str(getattr(self.entry, by) or "unknown")
         return str((self.experiment or "-") if by == "experiment" else getattr(self.about, by))
 
 
-def lines(ledger: Ledger, since: int = 0) -> list[Line]:
-    """Every attempt that was launched after ``since`` (milliseconds since the epoch), oldest first."""
+def lines(ledger: Ledger) -> list[Line]:
+    """Every attempt, oldest first."""
     found = [
         Line(entry, held.runs[entry.run], held.experiment)
         for held in ledger.accounts().values()
         for entry in held.entries.values()
-        if entry.launched >= since
     ]
     return sorted(found, key=lambda line: (line.entry.launched, line.entry.key))
+
+
+def place_of(entry: Entry) -> str:
+    """``cloud/region/zone``, as far as they are known."""
+    return "/".join(part for part in (entry.cloud, entry.region, entry.zone) if part)
 
 
 def totals(found: Iterable[Line]) -> dict[str, Any]:
@@ -97,7 +103,7 @@ def attempts(found: Iterable[Line], now: int) -> list[dict[str, Any]]:
             "run": line.entry.run,
             "attempt": line.entry.attempt,
             "market": line.entry.market,
-            "place": "/".join(p for p in (line.entry.cloud, line.entry.region, line.entry.zone) if p),
+            "place": place_of(line.entry),
             "nodes": line.entry.nodes,
             "launched_at": _utc(line.entry.launched),
             "hours": round((line.entry.end - line.entry.launched) / HOUR_MS, 4),

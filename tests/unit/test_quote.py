@@ -248,6 +248,15 @@ def test_a_profiles_own_price_needs_no_catalog(
     ]
     assert (row["place"], row["price_per_hour"], row["work_hours"]) == ("slurm/rig/gpu", 25.0, 4.0)
     assert row["cost_usd"] == pytest.approx(25 * 4.2, rel=0.02)
+    own.write_text("infra: aws/us-east-1\nprice_per_hour: 12.5\n")
+    words = ("nano3", "pretrain", "--cluster", str(own), "--work", "4h", "--json")
+    for more, market in (((), "on-demand"), (("--spot",), "spot")):
+        [row] = json.loads(plan(capsys, *words, *more))["rows"]
+        assert (row["market"], row["price_per_hour"]) == (market, 25.0)
+        assert row["cost_usd"] > 25 * 4
+    with pytest.raises(SystemExit):
+        main(["plan", "nano3", "pretrain", "--project", str(ROOT), "--deadline", "36"])
+    assert "--deadline: '36' is not a duration" in capsys.readouterr().err
 
 
 def test_without_catalogs_a_plan_says_how_to_get_them_and_what_it_knows(

@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -18,7 +19,7 @@ from launcher.errors import UserError
 from launcher.lineage.journal import Journal
 from launcher.money import account, page, receipts, story, svg
 from launcher.money.account import HOUR_MS, About, Entry
-from launcher.money.ledger import Ledger, open_ledger
+from launcher.money.ledger import Ledger, now_ms, open_ledger
 from launcher.money.receipts import Line
 
 T = 1_800_000_000_000
@@ -54,7 +55,6 @@ def test_totals_add_up_and_unknown_is_not_nothing(ledger: Ledger) -> None:
     }  # fmt: skip
     assert receipts.totals([line for line in found if line.entry.run == "s"])["cost_usd"] is None
     assert receipts.totals([])["cost_usd"] == 0
-    assert len(receipts.lines(ledger, since=T + HOUR_MS)) == 1
 
 
 def test_groups(ledger: Ledger) -> None:
@@ -64,6 +64,8 @@ def test_groups(ledger: Ledger) -> None:
         ("ann", "spot", 5.0),
         ("bob", "on-demand", None),
     ]
+    places = receipts.by_group(receipts.lines(ledger), ["place"])
+    assert [(row["place"], row["cost_usd"]) for row in places] == [("aws", 15.0), ("gcp", None)]
     with pytest.raises(UserError, match="did you mean 'family'"):
         receipts.by_group([], ["familly"])
 
@@ -240,3 +242,35 @@ def test_the_command(store: FileStore, tmp_path: Path, capsys: pytest.CaptureFix
     assert "<svg" in (tmp_path / "r.svg").read_text()
     assert "is not a duration" in cost("--since", "30")
     assert json.loads(cost("--since", "30d", "--json"))["rows"] is not None
+
+
+def test_what_ran_since_then_is_shown_of_runs_that_are_found_whenever_they_began(
+    store: FileStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "nemo-sky.yaml").write_text("artifacts: store\n")
+    now = now_ms()
+    running = Entry("long-1", "long", 10_000_000, now - 48 * HOUR_MS, now + HOUR_MS, attempt=1)
+    gone = Entry("long-0", "long", 10_000_000, now - 90 * HOUR_MS, now - 60 * HOUR_MS, attempt=0)
+    held = account.reserve(account.reserve(account.Account(), gone, ANN), running, ANN)
+    open_ledger(store).change("runs/long", lambda _: held)
+    old = Entry("old-1", "old", 10_000_000, now - 90 * HOUR_MS, now - 60 * HOUR_MS, attempt=1)
+    open_ledger(store).change("experiments/past", lambda held: account.reserve(held, old, ANN))
+
+    def rows(*words: str) -> list[dict[str, Any]]:
+        with pytest.raises(SystemExit) as ended:
+            main(["--project", str(tmp_path), "cost", *words, "--since", "1h", "--json"])
+        printed = capsys.readouterr()
+        assert not ended.value.code, printed.err
+        found: list[dict[str, Any]] = json.loads(printed.out)["rows"]
+        return found
+
+    assert [row["attempt"] for row in rows("long")] == [1], "it began two days ago and runs"
+    assert rows("--experiment", "past") == []
+    for file, said in (
+        ("none/report.html", "there is no folder"),
+        ("report.html", "nothing ran in the last"),
+    ):
+        words = ("old", "--since", "1h", "--html", str(tmp_path / file))
+        with pytest.raises(SystemExit):
+            main(["--project", str(tmp_path), "cost", *words])
+        assert said in capsys.readouterr().err

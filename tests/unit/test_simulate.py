@@ -184,7 +184,9 @@ def test_the_command_writes_a_trace_that_prices_itself(
          "--trace", str(out), "--plot", str(tmp_path / "costs.svg"), "--json"]
     )  # fmt: skip
     assert stop.value.code == 0
-    rows = json.loads(capsys.readouterr().out)["results"]
+    printed = capsys.readouterr()
+    assert "--history held-out is fair" in printed.err, "the shipped history is of these very windows"
+    rows = json.loads(printed.out)["results"]
     assert [row["policy"] for row in rows] == ["optimum", "nemo-sky"]
     assert rows[1]["finished"] == 5
     assert rows[1]["slowest_decision_ms"] < 5000  # the plan is made within the first one
@@ -211,7 +213,11 @@ def test_the_command_writes_a_trace_that_prices_itself(
         (["--zone", "us-east-2z_v100_1"], "did you mean"),
         (["--trace", "t.json"], "one policy"),
         (["--plot", "costs.bmp", "--policy", "greedy"], "png"),
-        (["--budget", "0"], "dollars"),
+        (["--budget", "0"], "--budget: '0' is not an amount of dollars"),
+        (["--deadline", "36"], "--deadline: '36' is not a duration"),
+        (["--history", "shiped"], "did you mean 'shipped'"),
+        (["--policy", "greedy", "--trace", "/nonexistent/x.json"], "there is no folder /nonexistent"),
+        (["--policy", "greedy", "--trace", "/tmp"], "--trace /tmp is a folder"),
     ],
 )
 def test_the_command_refuses(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
