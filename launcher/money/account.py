@@ -243,13 +243,18 @@ def supersede(account: Account, run: str, now: int) -> Account:
     return account
 
 
-def settle_run(account: Account, run: str, ended: int) -> Account:
-    """Nothing of the run is left since ``ended``: its newest attempt ended then."""
+def settle_run(account: Account, run: str, now: int, ended: int | None = None) -> Account:
+    """Nothing of the run is left at ``now``, and its newest attempt ended at ``ended``.
+
+    With None nobody saw its end: then it is what was settled before, or by ``now`` or the end of its lease,
+    whichever is first. However late one looks, it costs no more than that.
+    """
     entries = account.of(run)
     if not entries:
         return account
-    newest = settle(account, entries[-1].key, ended)
-    return supersede(newest, run, entries[-1].launched)
+    newest = entries[-1]
+    account = settle(account, newest.key, min(now, newest.end) if ended is None else ended)
+    return supersede(account, run, newest.launched)
 
 
 def set_budget(account: Account, run: str | None, amount: int, by: str, at: int) -> Account:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from launcher.artifacts import checkpoints
 from launcher.money import account as accounts
-from launcher.money import caps, gate
+from launcher.money import caps, gate, places
 from launcher.money.account import MICROS, About, Account, Entry, money
 from launcher.money.amounts import format_duration
 from launcher.money.lease import Lease
@@ -131,15 +131,23 @@ def withdraw(store: Store, booking: Booking) -> None:
 
 
 def settle(store: Store, run: Run, state: State) -> str | None:
-    """The run has ended and holds no node: its newest attempt ended when the backend says, else now.
+    """The run has ended and holds no node: its newest attempt ended when the backend says, or never began;
+    else when its agent said, or at the latest at the end of its lease. May be repeated, however late.
 
     Returns the receipt in a line; None for a run that the ledger does not know.
     """
+    run_id, now = run.run_id, now_ms()
     ends = [attempt.ended_at for attempt in state.attempts[-1:] if attempt.ended_at]
-    ended = round(datetime.fromisoformat(ends[0]).timestamp() * 1000) if ends else now_ms()
-    name = account_name(run.run_id, run.experiment)
-    held = open_ledger(store).change(name, lambda held: accounts.settle_run(held, run.run_id, ended))
-    return _receipt(store, held, run.run_id)
+    ended = round(datetime.fromisoformat(ends[0]).timestamp() * 1000) if ends else None
+    refused = state.status == "FAILED" and any(words in (state.reason or "") for words in places.NO_NODES)
+
+    def settled(held: Account) -> Account:
+        if refused and (key := accounts.free(held, run_id)):
+            held = accounts.settle(held, key, held.entries[key].launched)
+        return accounts.settle_run(held, run_id, now, ended)
+
+    held = open_ledger(store).change(account_name(run_id, run.experiment), settled)
+    return _receipt(store, held, run_id)
 
 
 def _receipt(store: Store, held: Account, run_id: str) -> str | None:

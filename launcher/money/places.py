@@ -21,6 +21,12 @@ NO_CONTAINERS = frozenset(
     ("cudo", "hyperbolic", "ibm", "oci", "primeintellect", "scp", "shadeform", "verda", "vsphere")
 )
 NO_AUTODOWN = frozenset(("hyperbolic", "primeintellect", "verda", "yotta"))
+NO_NODES = (
+    "Failed to provision all possible launchable resources",
+    "No launchable resource found for task",
+    "does not contain any instances satisfying the request",
+)
+"""How SkyPilot says that it got no nodes anywhere: it has taken down again what it did get."""
 OWN = frozenset(("kubernetes", "k8s", "slurm", "ssh"))
 """Places of one's own, whose price only their owner knows."""
 AUCTIONS = frozenset(("mithril",))
