@@ -73,11 +73,14 @@ def show(project: Project, run_id: str) -> dict[str, Any]:
     Raises UserError when there is no such run.
     """
     from launcher.lineage import sync as sync_library
+    from launcher.money import booking
 
     run = runs.load(project.runs, run_id)
     folder = runs.directory(project.runs, run.run_id)
     state = backends.get(run.backend).status(folder)
     store = _store(run, project)
+    if not state.active:
+        booking.settle(store, run, state, gone=False)
     # No node of a cloud could reach a tracker on this machine; one of this machine has written by itself.
     behind = run.backend != "local" or (folder / UNTRACKED).exists()
     untracked = track(project, run) if behind else None
@@ -85,7 +88,7 @@ def show(project: Project, run_id: str) -> dict[str, Any]:
     metrics: dict[str, float] = {}
     for attempt in attempts:
         metrics.update(attempt.pop("metrics"))
-    ledger_costs, _ = _ledger_costs(store, run)
+    ledger_costs, total = _ledger_costs(store, run)
     for attempt in attempts:
         attempt["cost_usd"] = ledger_costs.get(attempt["attempt"], attempt["cost_usd"])
     known_costs = [a["cost_usd"] for a in attempts if a["cost_usd"] is not None]
@@ -101,7 +104,8 @@ def show(project: Project, run_id: str) -> dict[str, Any]:
         "created_at": run.created_at,
         **_whereabouts(state),
         "output": outputs[-1] if outputs else None,
-        "cost_usd": round(sum(known_costs), 6) if known_costs else None,
+        # The ledger's: it has reservations, too, that no attempt took over. A journal may be older than it.
+        "cost_usd": total if total is not None or not known_costs else round(sum(known_costs), 6),
         "command": run.command,
         "fingerprint": run.fingerprint[:12],
         "folder": project.show(folder),

@@ -138,24 +138,25 @@ def run_stage(plan: Plan, request: Request, project: Project, store: Store, say:
         run = begin_or_resume(plan, request, project, say)
         wanted = job.task_of(plan, project, run.run_id)
         ours = strategy.is_ours(plan, say)
-        booked = booking.book(plan, run, request, project, store, wanted, say)
-        runs.save(project.runs, run)
-        submitted = job.write(plan, run, project, request, booked, ours)
+        hidden = secrets.of(plan.profile, plan.image, request.secrets)
         folder = runs.directory(project.runs, run.run_id)
         backend = backends.get(run.backend)
-        hidden = secrets.of(plan.profile, plan.image, request.secrets)
-        say(f"  run {run.run_id} on {plan.profile.name}, {plan.nodes} node{'s' if plan.nodes > 1 else ''}")
-        if plan.profile.backend != "local":
-            say(
-                f"  as a managed job: {plan.managed}"
-                if plan.managed
-                else f"  as a job on its own cluster {run.run_id}"
-            )
-        if regions := narrow.what_is_left(submitted):
-            say(f"  the hourly cap leaves {regions}")
+        booked = booking.book(plan, run, request, project, store, wanted, say)
         try:
+            runs.save(project.runs, run)
+            submitted = job.write(plan, run, project, request, booked, ours)
+            count = f"{plan.nodes} node{'s' if plan.nodes > 1 else ''}"
+            say(f"  run {run.run_id} on {plan.profile.name}, {count}")
+            if plan.profile.backend != "local":
+                say(
+                    f"  as a managed job: {plan.managed}"
+                    if plan.managed
+                    else f"  as a job on its own cluster {run.run_id}"
+                )
+            if regions := narrow.what_is_left(submitted):
+                say(f"  the hourly cap leaves {regions}")
             backend.submit(folder, submitted, secrets=hidden, managed=plan.managed is not None)
-        except UserError:
+        except BaseException:  # Ctrl-C, a full disk: should it run after all, its agent reserves anew
             booking.withdraw(store, booked)
             raise
     if request.detach:

@@ -130,9 +130,10 @@ def withdraw(store: Store, booking: Booking) -> None:
     open_ledger(store).change(booking.name, lambda held: accounts.settle(held, entry.key, entry.launched))
 
 
-def settle(store: Store, run: Run, state: State) -> str | None:
-    """The run has ended and holds no node: its newest attempt ended when the backend says, or never began;
-    else when its agent said, or at the latest at the end of its lease. May be repeated, however late.
+def settle(store: Store, run: Run, state: State, *, gone: bool = True) -> str | None:
+    """The run has ended: its newest attempt ended when the backend says, or never began; else when its agent
+    said. Otherwise, if its nodes are ``gone`` now, at the latest at the end of its lease; if nobody has seen
+    to that, it stays as it is reserved. May be repeated, however late.
 
     Returns the receipt in a line; None for a run that the ledger does not know.
     """
@@ -144,6 +145,9 @@ def settle(store: Store, run: Run, state: State) -> str | None:
     def settled(held: Account) -> Account:
         if refused and (key := accounts.free(held, run_id)):
             held = accounts.settle(held, key, held.entries[key].launched)
+        newest = held.of(run_id)[-1:]
+        if ended is None and not gone and newest and newest[0].is_open(now):
+            return held
         return accounts.settle_run(held, run_id, now, ended)
 
     held = open_ledger(store).change(account_name(run_id, run.experiment), settled)

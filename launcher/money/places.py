@@ -25,6 +25,7 @@ NO_NODES = (
     "Failed to provision all possible launchable resources",
     "No launchable resource found for task",
     "does not contain any instances satisfying the request",
+    "Resources unavailable: failed to launch clusters after",
 )
 """How SkyPilot says that it got no nodes anywhere: it has taken down again what it did get."""
 OWN = frozenset(("kubernetes", "k8s", "slurm", "ssh"))

@@ -10,9 +10,10 @@ import pytest
 
 from launcher import history, launch, plan, project, runs
 from launcher.errors import BudgetReached, Refused
+from launcher.money import account as accounts
 from launcher.money import caps
-from launcher.money.account import MICROS, Account, money
-from launcher.money.ledger import account_name, open_ledger
+from launcher.money.account import MICROS, About, Account, Entry, money
+from launcher.money.ledger import account_name, now_ms, open_ledger
 from tests.mlflow_runs import in_mlflow
 
 ROOT = Path(__file__).parents[2]
@@ -133,6 +134,31 @@ def test_what_does_not_fit_leaves_no_run_behind(place: Place) -> None:
     with pytest.raises(Refused, match="unknown is not 0"):
         place.launch(cluster="local", budget="100")
     assert runs.every(place.project.runs) == []
+
+
+def test_a_launch_that_is_broken_off_holds_no_money(place: Place) -> None:
+    def say(line: str) -> None:
+        if line.startswith("  run "):
+            raise KeyboardInterrupt
+
+    request = plan.Request("demo", "train", cluster="priced", caps=caps.from_flags("$4"), command="test")
+    with pytest.raises(KeyboardInterrupt):
+        launch.launch(request, place.project, say, say)
+    held = place.account()
+    assert (len(held.of(None)), held.committed()) == (1, 0)
+
+
+def test_what_runs_show_says_is_the_ledgers_with_what_no_attempt_took(place: Place) -> None:
+    with pytest.raises(BudgetReached):
+        place.launch(budget="$4")
+    spent, run = place.account().committed(), place.newest()
+    lost = Entry("lost", run.run_id, 1_000_000, now_ms() - 7_200_000, now_ms() - 3_600_000)
+    about = About("demo", "train", "ann", "priced")
+    name = account_name(run.run_id, None)
+    ledger = open_ledger(launch.open_store(place.project))
+    ledger.change(name, lambda held: accounts.set_budget(held, run.run_id, 9 * MICROS, "ann", 0))
+    ledger.change(name, lambda held: accounts.reserve(held, lost, about))
+    assert place.shown()["cost_usd"] == pytest.approx((spent + MICROS) / MICROS, abs=1e-9)
 
 
 def test_a_recovery_is_an_entry_of_its_own(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,3 +76,11 @@ def test_an_attempt_that_ran_before_there_was_no_room_does(store: FileStore, ent
 def test_nodes_that_may_have_been_up_cost_until_the_end_of_their_lease(store: FileStore) -> None:
     state = State("FAILED", reason="SkyPilot could not launch it: CommandError: set-up failed")
     assert settled(store, ONE, state) == pytest.approx(100 / 3, abs=1e-5)
+
+
+def test_nodes_that_may_be_up_still_stay_reserved(store: FileStore) -> None:
+    fresh = replace(ONE, attempt=1, launched=NOW - HOUR_MS // 10, until=NOW + HOUR_MS)
+    ledger = open_ledger(store)
+    held = ledger.change("runs/r", lambda held: account.reserve(held, fresh, ABOUT))
+    assert booking.settle(store, RUN, State("FAILED"), gone=False)
+    assert ledger.read("runs/r") == held

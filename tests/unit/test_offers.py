@@ -244,7 +244,8 @@ def test_what_skypilot_can_do_where_is_what_its_source_says() -> None:
     assert without("DOCKER_IMAGE") == places.NO_CONTAINERS
     assert without("AUTODOWN") == places.NO_AUTODOWN
     sky = Path(package.origin).parent
-    spoken = "".join((sky / name).read_text() for name in ("backends/cloud_vm_ray_backend.py", "optimizer.py"))
+    speakers = ("backends/cloud_vm_ray_backend.py", "optimizer.py", "jobs/recovery_strategy.py")
+    spoken = "".join((sky / name).read_text() for name in speakers)
     whole = re.sub(r"\s*'\s+f?'", " ", spoken).replace("  ", " ")
     assert [words for words in places.NO_NODES if words not in whole] == []
 
