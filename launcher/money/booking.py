@@ -179,9 +179,9 @@ def prices_of(plan: Plan, task: Task, capped: bool) -> tuple[int | None, int | N
     """Micro-dollars per hour for all nodes, and what the same place costs on-demand; None when unknown.
     Under a cap: of the dearest place to which SkyPilot may take the task, so that the cap holds wherever that
     is."""
-    from launcher.money import offers
+    from launcher.money import prices
 
-    price, on_demand = offers.prices_of(plan.profile, task, highest=capped)
+    price, on_demand = prices.prices_of(plan.profile, task, highest=capped)
     return _micros(price), _micros(on_demand)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from launcher.clusters import Profile
 from launcher.errors import Refused
-from launcher.money import offers, places
+from launcher.money import places, prices
 from launcher.money.account import MICROS
 from launcher.money.want import Market, Want, want_of
 
@@ -19,9 +19,9 @@ def to_price(profile: Profile, task: Task, limit: int | None, root: Path | None 
     """``task`` without the regions where all its nodes together cost more than ``limit`` micro-dollars per
     hour, or where nobody knows what they cost.
 
-    A region counts with its dearest zone, because SkyPilot may take any of them. The task is unchanged
-    without a limit, where the profile or nobody says the price, where every region is allowed, and where
-    none is: the gate then says by how much.
+    A region counts with its dearest zone, because SkyPilot may take any of them. SkyPilot is told the limit,
+    too, for its catalogs may be newer. The task is unchanged without a limit, where the profile or nobody
+    says the price, and where no region is allowed: the gate then says by how much.
     """
     if limit is None or profile.backend == "local" or profile.price_per_hour is not None:
         return task
@@ -36,11 +36,16 @@ def to_price(profile: Profile, task: Task, limit: int | None, root: Path | None 
         allowed = {infra: cost for infra, cost in dearest.items() if cost is not None and cost <= limit}
         left_out = left_out or len(allowed) < len(dearest)
         kept += [{**way, "infra": infra} for infra in sorted(allowed, key=lambda infra: allowed[infra])]
-    if not kept or not left_out:
+    if not kept:
         return task
+    told = {}
+    if resources.get("accelerators"):  # on spot it would choose other nodes without GPUs for it
+        told["max_hourly_cost"] = -(-limit // int(task.get("num_nodes") or 1)) / MICROS
+    if not left_out:
+        return {**task, "resources": {**task["resources"], **told}}
     resources.pop("infra", None)
     key = "ordered" if "ordered" in task["resources"] else "any_of"
-    return {**task, "resources": {**resources, key: kept}}
+    return {**task, "resources": {**resources, **told, key: kept}}
 
 
 def what_is_left(task: Task) -> str | None:
@@ -57,14 +62,14 @@ def what_is_left(task: Task) -> str | None:
 def _dearest(want: Want, root: Path | None) -> dict[str, int | None]:
     """Micro-dollars per hour of all nodes by region (SkyPilot's infra); None of an auction: nobody knows."""
     try:
-        found = offers.find(want, root).offers
+        found = prices.taken(want, root, by_region=True)
     except Refused:
         return {}
     market: Market = want.markets[0]
     result: dict[str, int | None] = {}
     for offer in found:
         paid = None if offer.floor else offer.total(market)
-        if offer.ask is not None or (paid is None and not offer.floor):
+        if paid is None and not offer.floor:
             continue  # SkyPilot passes over it too
         zone = want.infra if want.infra and want.infra.count("/") == 2 else None
         infra = zone or "/".join(part for part in (offer.cloud, offer.region) if part != "-")

@@ -3,7 +3,6 @@
     [want] = want_of(task)                    what the task asks of its nodes
     found = find(want)                        -> Found(offers, left_out)
     best = cheapest(found.offers, "spot")     the Offer, or None
-    price_of(profile, task)                   dollars per hour for all nodes, or None: unknown
 
 Prices are of one node; ``Offer.total`` is for all of them. None is unknown or not offered, and never the
 same as 0. What a catalog has wrong or leaves out is not guessed: such a place has no price, or a note.
@@ -15,14 +14,13 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from launcher import fit
 from launcher.clusters import Profile
 from launcher.errors import Refused, UserError
 from launcher.money import catalogs, places
 from launcher.money.catalogs import DIGITS, Row
-from launcher.money.want import MARKETS, Market, Want, split_infra, want_of
+from launcher.money.want import MARKETS, Market, Want, split_infra
 
 ODD_PRICE = 0.6
 """An on-demand price below this share of its cloud's median gets a note."""
@@ -36,7 +34,7 @@ class Offer:
 
     ``ask`` is None where SkyPilot finds this place for the task as it is; else what to ask for instead,
     such as ``--gpus H100-SXM:8``. ``floor``: the prices are the lowest bids of an auction, not what is paid.
-    ``cheapest`` and ``price_of`` pass over both.
+    ``cheapest`` passes over both.
     """
 
     cloud: str
@@ -86,6 +84,14 @@ def find(want: Want, root: Path | None = None) -> Found:
     Per place the instance types that are cheapest on a market. Raises Refused when there is no catalog
     to look in, and UserError for a cloud that has none.
     """
+    found, left_out = everywhere(want, root)
+    clouds = dict.fromkeys(offer.cloud for offer in found)
+    by_cloud = ([offer for offer in found if offer.cloud == cloud] for cloud in clouds)
+    return Found(tuple(offer for here in by_cloud for offer in _noted(_best(here))), left_out)
+
+
+def everywhere(want: Want, root: Path | None = None) -> tuple[list[Offer], dict[str, str]]:
+    """Like ``find``, with every instance type and without notes on prices."""
     root = root or catalogs.folder()
     cloud, region, zone = split_infra(want.infra)
     known = catalogs.clouds(root)
@@ -112,8 +118,8 @@ def find(want: Want, root: Path | None = None) -> Found:
         ]
         if not here:
             left_out[name] = _nothing(want, region, zone)
-        offers += _noted(_best(here))
-    return Found(tuple(offers), left_out)
+        offers += here
+    return offers, left_out
 
 
 def cheapest(offers: Iterable[Offer], market: Market | None = None) -> Offer | None:
@@ -152,53 +158,6 @@ def by_profile(profile: Profile, want: Want) -> Offer | None:
         on_demand=None if profile.spot else profile.price_per_hour,
         note=note,
     )
-
-
-def price_of(
-    profile: Profile, task: Mapping[str, Any], root: Path | None = None, *, highest: bool = False
-) -> float | None:
-    """Dollars per hour for **all nodes** of ``task`` launched by ``profile``; None when it is not known.
-
-    The profile's own ``price_per_hour`` (per node, 0 for one's own) comes first. Else it is the cheapest
-    place that the task's ``infra`` and market leave open, in SkyPilot's catalogs: what SkyPilot tries first.
-    With ``highest`` it is the dearest such place, which bounds what a launch that fails over can come to:
-    reserve that where a cap must hold. Absent catalogs, Slurm and one's own Kubernetes give None. Takes a few
-    milliseconds to a tenth of a second; imports neither sky nor numpy.
-
-        hourly = offers.price_of(plan.profile, task)    # None: refuse, or ask for price_per_hour
-    """
-    return prices_of(profile, task, root, highest=highest)[0]
-
-
-def prices_of(
-    profile: Profile, task: Mapping[str, Any], root: Path | None = None, *, highest: bool = False
-) -> tuple[float | None, float | None]:
-    """What ``price_of`` says, and what the same nodes cost on-demand in that very place; None is unknown."""
-    if profile.price_per_hour is not None:
-        price = round(profile.price_per_hour * int(task.get("num_nodes") or 1), DIGITS)
-        return price, None if profile.spot or profile.spot_first else price
-    if profile.backend == "local" or (profile.infra or "").split("/")[0].lower() in places.OWN:
-        return None, None
-    totals: list[tuple[float, str, str, Market, Want]] = []
-    for want in want_of(task):
-        try:
-            found = find(want, root)
-        except Refused:
-            continue
-        totals += [
-            (paid, offer.place, offer.instance, market, want)
-            for offer in found.offers
-            for market in want.markets
-            if offer.ask is None and not offer.floor and (paid := offer.total(market)) is not None
-        ]
-    if not totals:
-        return None, None
-    price, place, instance, market, want = (max if highest else min)(totals, key=lambda item: item[:3])
-    if market == "on-demand":
-        return price, price
-    both = find(replace(want, markets=MARKETS, infra=place), root).offers
-    same = (offer for offer in both if (offer.place, offer.instance) == (place, instance))
-    return price, next((offer.total("on-demand") for offer in same), None)
 
 
 def _lowest(offer: Offer, market: Market | None) -> float | None:

@@ -55,7 +55,16 @@ def test_what_is_left_out_would_be_dearer() -> None:
             assert (total <= 120) == (f"aws/{offer.region}" in kept), offer
 
 
-def test_a_task_stays_as_it_is_where_all_or_nothing_fits_or_the_profile_says_the_price() -> None:
+def test_skypilot_is_told_what_a_node_may_cost() -> None:
+    assert narrowed("aws", 120)["resources"]["max_hourly_cost"] == 60
+    assert narrowed("aws", 10_000, 3)["resources"]["max_hourly_cost"] == 3333.333334, "never below the limit"
+    assert "max_hourly_cost" not in narrowed("aws", None)["resources"]
+    assert "max_hourly_cost" not in narrowed("aws", 1)["resources"], "the gate refuses it"
+    on_cpus = narrowed("aws", 10, accelerators=None, cpus="8+", use_spot=True)
+    assert "max_hourly_cost" not in on_cpus["resources"]
+
+
+def test_places_stay_as_they_are_where_all_or_nothing_fits_or_the_profile_says_the_price() -> None:
     for profile, dollars in (("aws", None), ("aws", 10_000), ("aws", 1), ("slurm", 1), ("local", 1)):
         assert "any_of" not in narrowed(profile, dollars)["resources"], profile
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from launcher import clusters
 from launcher.errors import Refused, UserError
-from launcher.money import catalogs, offers, places, want
+from launcher.money import catalogs, offers, places, prices, want
 from launcher.money.offers import Offer
 from launcher.money.want import Want
 
@@ -166,23 +166,23 @@ def task(**resources: Any) -> dict[str, Any]:
 
 def test_the_price_at_launch_is_for_all_nodes() -> None:
     aws = clusters.load("aws", PROFILES)
-    assert offers.price_of(aws, task(infra="aws/us-east-1/use1-az2"), CATALOGS) == 110.08
+    assert prices.prices_of(aws, task(infra="aws/us-east-1/use1-az2"), CATALOGS)[0] == 110.08
     spot = task(infra="aws/us-east-1/use1-az2", use_spot=True)
-    assert offers.price_of(aws, spot, CATALOGS) == 38.5062
+    assert prices.prices_of(aws, spot, CATALOGS)[0] == 38.5062
     either = task(infra="aws/us-east-1/use1-az2", ordered=[{"use_spot": True}, {"use_spot": False}])
-    assert offers.price_of(aws, either, CATALOGS) == 38.5062
-    assert offers.price_of(aws, either, CATALOGS, highest=True) == 110.08
-    assert offers.price_of(clusters.load("any", PROFILES), task(), CATALOGS) == 47.2
+    assert prices.prices_of(aws, either, CATALOGS)[0] == 38.5062
+    assert prices.prices_of(aws, either, CATALOGS, highest=True)[0] == 110.08
+    assert prices.prices_of(clusters.load("any", PROFILES), task(), CATALOGS)[0] == 47.2
 
 
 def test_a_price_that_nobody_knows_is_none_and_the_profile_comes_first(tmp_path: Path) -> None:
     for name in ("slurm", "kubernetes"):
-        assert offers.price_of(clusters.load(name, PROFILES), task(infra=name), CATALOGS) is None
+        assert prices.prices_of(clusters.load(name, PROFILES), task(infra=name), CATALOGS)[0] is None
     (tmp_path / "own.yaml").write_text("infra: slurm/rig\nprice_per_hour: 12.5\n")
-    assert offers.price_of(clusters.load("own", tmp_path), task(infra="slurm/rig"), CATALOGS) == 25.0
-    assert offers.price_of(clusters.load("local", PROFILES), {"num_nodes": 2}, CATALOGS) == 0
-    assert offers.price_of(clusters.load("aws", PROFILES), task(infra="aws"), tmp_path) is None
-    assert offers.price_of(clusters.load("aws", PROFILES), task(infra="mithril"), CATALOGS) is None
+    assert prices.prices_of(clusters.load("own", tmp_path), task(infra="slurm/rig"), CATALOGS)[0] == 25.0
+    assert prices.prices_of(clusters.load("local", PROFILES), {"num_nodes": 2}, CATALOGS)[0] == 0
+    assert prices.prices_of(clusters.load("aws", PROFILES), task(infra="aws"), tmp_path)[0] is None
+    assert prices.prices_of(clusters.load("aws", PROFILES), task(infra="mithril"), CATALOGS)[0] is None
 
 
 def test_absent_catalogs_are_refused_with_the_way_to_get_them(tmp_path: Path) -> None:
