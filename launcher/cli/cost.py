@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,6 +36,10 @@ def cost(
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE", help="Draw cost over time, as .png or .svg.")
     ] = None,
+    price: Annotated[
+        str | None,
+        typer.Option("--price", metavar="AMOUNT", help="Say what an hour of a node of RUN cost, if unknown."),
+    ] = None,
     project: ProjectOption = None,
     json: JsonOption = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print the rows as CSV.")] = False,
@@ -42,8 +47,9 @@ def cost(
     """Show what runs cost, attempt by attempt or in groups, and what was wasted."""
     from launcher import runs
     from launcher.launch import open_store
+    from launcher.money import account as accounts
     from launcher.money import receipts, story
-    from launcher.money.amounts import parse_duration
+    from launcher.money.amounts import parse_dollars, parse_duration
     from launcher.money.ledger import account_name, now_ms, open_ledger
 
     known: Context = context.obj
@@ -52,6 +58,11 @@ def cost(
         raise UserError(
             "--html tells of one run or experiment: which?", hint="add --experiment NAME or a RUN"
         )
+    if price is not None and not run:
+        raise UserError(
+            "--price says what a node of one run cost: which?", hint="`nemo-sky cost RUN --price $2`"
+        )
+    each = None if price is None else round(parsed("--price", parse_dollars, price) * accounts.MICROS)
     store = open_store(known.project(project))
     ledger = open_ledger(store)
     writable("--plot", plot)
@@ -72,6 +83,10 @@ def cost(
             some = f"any of {len(ids)} runs" if ids else "no run in the ledger"
             raise UserError(f"{run!r} names {some}", hint="`nemo-sky cost --by run` lists them")
         found = [line for line in found if line.entry.run in ids]
+    if each is not None:
+        [priced], name = ids, account_name(found[0].entry.run, found[0].experiment)
+        held = ledger.change(name, lambda held: accounts.set_price(held, priced, each))
+        found = [replace(line, entry=held.entries[line.entry.key]) for line in found]
     whole, found = found, [line for line in found if line.entry.end >= start]
     facts: dict[str, Any] = receipts.totals(found)
     if run or experiment:

@@ -183,10 +183,17 @@ def reserve(account: Account, entry: Entry, about: About) -> Account:
     if entry.key in account.entries:
         return account
     for whose, cap, over in account.caps(entry.run):
-        if entry.price is None or any(other.price is None for other in account.of(over)):
+        if entry.price is None:
             raise Refused(
                 f"the budget of {whose} cannot be kept: a price is unknown, and unknown is not 0",
                 hint=NO_PRICE,
+            )
+        if other := next((other.run for other in account.of(over) if other.price is None), None):
+            raise Refused(
+                f"the budget of {whose} cannot be kept: nobody knows what run {other} has cost, and unknown "
+                "is not 0",
+                hint=f"say what an hour of one of its nodes cost: `nemo-sky cost {other} --price 2.50` (0 for "
+                "what is yours); then launch again",
             )
         committed = account.committed(over)
         if committed + entry.cost > cap:
@@ -255,6 +262,21 @@ def settle_run(account: Account, run: str, now: int, ended: int | None = None) -
     newest = entries[-1]
     account = settle(account, newest.key, min(now, newest.end) if ended is None else ended)
     return supersede(account, run, newest.launched)
+
+
+def set_price(account: Account, run: str, price: int) -> Account:
+    """Say what one node of the run cost, in micro-dollars per hour, in its attempts of which nobody knew it.
+
+    Raises Refused when there is none: what was priced at its launch stays.
+    """
+    unpriced = [entry for entry in account.of(run) if entry.price is None]
+    if not unpriced:
+        raise Refused(f"every attempt of {run} has the price of its launch, which stays")
+    for entry in unpriced:
+        total = price * entry.nodes
+        on_demand = total if entry.market == "on-demand" else entry.on_demand
+        account = _with(account, replace(entry, price=total, on_demand=on_demand))
+    return account
 
 
 def set_budget(account: Account, run: str | None, amount: int, by: str, at: int) -> Account:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from launcher.artifacts.store import FileStore
 from launcher.cli.main import main
-from launcher.errors import UserError
+from launcher.errors import Refused, UserError
 from launcher.lineage.journal import Journal
 from launcher.money import account, page, receipts, story, svg
 from launcher.money.account import HOUR_MS, About, Entry
@@ -242,6 +242,33 @@ def test_the_command(store: FileStore, tmp_path: Path, capsys: pytest.CaptureFix
     assert "<svg" in (tmp_path / "r.svg").read_text()
     assert "is not a duration" in cost("--since", "30")
     assert json.loads(cost("--since", "30d", "--json"))["rows"] is not None
+
+
+def test_a_price_that_nobody_knew_is_said_afterwards_and_its_account_can_be_capped(
+    store: FileStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "nemo-sky.yaml").write_text("artifacts: store\n")
+    ledger = open_ledger(store)
+    unknown = Entry("u-1", "u", None, T, T + HOUR_MS, nodes=2, ended=T + HOUR_MS)
+    ledger.change("experiments/e", lambda held: account.reserve(replace(held, budgets=()), unknown, BOB))
+    ledger.change("experiments/e", lambda held: account.set_budget(held, None, 30_000_000, "ann", T))
+    new = replace(unknown, key="v-1", run="v", price=1_000_000)
+    with pytest.raises(Refused, match=r"what run u has cost.*\n.*nemo-sky cost u --price"):
+        account.reserve(ledger.read("experiments/e"), new, BOB)
+
+    def cost(*words: str) -> str:
+        with pytest.raises(SystemExit) as ended:
+            main(["--project", str(tmp_path), "cost", *words])
+        printed = capsys.readouterr()
+        return printed.out if not ended.value.code else printed.err
+
+    assert "RUN --price" in cost("--price", "2")
+    facts = json.loads(cost("u", "--price", "$2.50", "--json"))
+    assert (facts["total"]["cost_usd"], facts["total"]["unknown_price"]) == (5, 0)
+    assert (facts["rows"][0]["price_per_hour"], facts["rows"][0]["saved_usd"]) == (5, 0)
+    assert "price of its launch, which stays" in cost("u", "--price", "0")
+    held = ledger.read("experiments/e")
+    assert account.reserve(held, new, BOB).committed() == 21_000_000
 
 
 def test_what_ran_since_then_is_shown_of_runs_that_are_found_whenever_they_began(
