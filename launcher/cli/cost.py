@@ -58,11 +58,13 @@ def cost(
         raise UserError(
             "--html tells of one run or experiment: which?", hint="add --experiment NAME or a RUN"
         )
-    if price is not None and not run:
-        raise UserError(
-            "--price says what a node of one run cost: which?", hint="`nemo-sky cost RUN --price $2`"
-        )
-    each = None if price is None else round(parsed("--price", parse_dollars, price) * accounts.MICROS)
+    each = None
+    if price is not None:
+        if not run:
+            hint = "`nemo-sky cost RUN --price 2.50`"
+            raise UserError("--price says what a node of one run cost: which?", hint=hint)
+        own = price.strip().lstrip("$") == "0"  # a price, though no cap
+        each = 0 if own else round(parsed("--price", parse_dollars, price) * accounts.MICROS)
     store = open_store(known.project(project))
     ledger = open_ledger(store)
     writable("--plot", plot)

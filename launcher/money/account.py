@@ -192,8 +192,8 @@ def reserve(account: Account, entry: Entry, about: About) -> Account:
             raise Refused(
                 f"the budget of {whose} cannot be kept: nobody knows what run {other} has cost, and unknown "
                 "is not 0",
-                hint=f"say what an hour of one of its nodes cost: `nemo-sky cost {other} --price 2.50` (0 for "
-                "what is yours); then launch again",
+                hint=f"say what an hour of one of its nodes cost: `nemo-sky cost {other} --price 2.50` (0 "
+                "for what is yours); then launch again",
             )
         committed = account.committed(over)
         if committed + entry.cost > cap:
