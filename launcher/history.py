@@ -72,6 +72,7 @@ def show(project: Project, run_id: str) -> dict[str, Any]:
 
     Raises UserError when there is no such run.
     """
+    from launcher.lineage import mlflow_view
     from launcher.lineage import sync as sync_library
     from launcher.money import booking
 
@@ -93,6 +94,10 @@ def show(project: Project, run_id: str) -> dict[str, Any]:
         attempt["cost_usd"] = ledger_costs.get(attempt["attempt"], attempt["cost_usd"])
     known_costs = [a["cost_usd"] for a in attempts if a["cost_usd"] is not None]
     outputs = [a["output"] for a in attempts if a["output"]]
+    where = _whereabouts(state)
+    if state.active and where["price_per_hour"] is None:
+        where["price_per_hour"] = _price_now(store, run)
+    where["links"] |= mlflow_view.links(run.tracking, run.run_id) if run.tracking else {}
     return {
         "run_id": run.run_id,
         "stage": f"{run.family}/{run.stage}",
@@ -102,7 +107,7 @@ def show(project: Project, run_id: str) -> dict[str, Any]:
         "cluster": run.cluster,
         "nodes": run.nodes,
         "created_at": run.created_at,
-        **_whereabouts(state),
+        **where,
         "output": outputs[-1] if outputs else None,
         # The ledger's: it has reservations, too, that no attempt took over. A journal may be older than it.
         "cost_usd": total if total is not None or not known_costs else round(sum(known_costs), 6),
@@ -204,6 +209,16 @@ def _ledger_costs(
     ]
     by_attempt = {entry.attempt: entry.cost / MICROS for entry in priced if entry.attempt is not None}
     return by_attempt, sum(entry.cost for entry in priced) / MICROS if priced else None
+
+
+def _price_now(store: Store, run: runs.Run) -> float | None:
+    """Dollars per hour of all nodes by the ledger's newest entry: SkyPilot names none of a managed job."""
+    from launcher.money.account import MICROS
+    from launcher.money.ledger import account_name, open_ledger
+
+    entries = open_ledger(store).read(account_name(run.run_id, run.experiment)).of(run.run_id)
+    newest = max(entries, key=lambda entry: entry.launched, default=None)
+    return None if newest is None or newest.price is None else newest.price / MICROS
 
 
 def _store(run: runs.Run, project: Project) -> Store:
