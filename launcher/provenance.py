@@ -16,6 +16,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,9 @@ class Commit:
     left_out: str | None = None
 
 
-def commit_of(root: Path, secret: Path | None = None) -> Commit:
-    """The commit of the working tree at ``root``, and what is uncommitted there but the file ``secret``."""
+def commit_of(root: Path, secret: Path | None = None, most: int = MAX_PATCH_BYTES) -> Commit:
+    """The commit of the working tree at ``root``, and what is uncommitted there but the file ``secret``, in a
+    patch of at ``most`` so many bytes."""
     sha = _git(root, "rev-parse", "HEAD")
     if sha is None:
         return Commit(None, False, b"")
@@ -53,19 +55,22 @@ def commit_of(root: Path, secret: Path | None = None) -> Commit:
     but = [f":(top,exclude,literal){hidden.relative_to(top)}"] if hidden and within else []
     listed = _git(root, "ls-files", "--others", "--exclude-standard", "-z", "--", ".", *but) or b""
     # A name that ends in a slash is another repository.
-    new = [name for name in listed.split(b"\0") if name and not name.endswith(b"/")]
-    size = sum(path.lstat().st_size for name in new if os.path.lexists(path := root / os.fsdecode(name)))
-    if size <= MAX_PATCH_BYTES:
-        whole = _diff(root, new, but)
-        if whole is not None and len(whole) <= MAX_PATCH_BYTES:
-            return replace(found, patch=whole)
-    changes = _diff(root, [], but)
-    if changes is not None and len(changes) <= MAX_PATCH_BYTES:
-        return replace(found, patch=changes, left_out=f"new files: {len(new)} of {size / 1e6:.1f} MB")
-    return replace(found, left_out=f"all changes: they make no patch below {MAX_PATCH_BYTES / 1e6:.0f} MB")
+    new = [os.fsdecode(name) for name in listed.split(b"\0") if name and not name.endswith(b"/")]
+    sizes = {name: (root / name).lstat().st_size for name in new if os.path.lexists(root / name)}
+    smallest = sorted(sizes, key=lambda name: sizes[name])  # of code and data the code
+    sums = accumulate(sizes[name] for name in smallest)
+    small = [name for name, total in zip(smallest, sums, strict=True) if total <= most]
+    for names in (small, []) if small else ([],):
+        patch = _diff(root, names, but)
+        if patch is not None and len(patch) <= most:
+            left = smallest[len(names) :]
+            megabytes = sum(sizes[name] for name in left) / 1e6
+            says = f"new files: {len(left)} of {megabytes:.1f} MB, such as {left[-1]}" if left else None
+            return replace(found, patch=patch, left_out=says)
+    return replace(found, left_out=f"all changes: they make no patch of {most / 1e6:g} MB at most")
 
 
-def _diff(root: Path, new: Sequence[bytes], but: Sequence[str]) -> bytes | None:
+def _diff(root: Path, new: Sequence[str], but: Sequence[str]) -> bytes | None:
     """The working tree beside its commit, with the ``new`` files, which git does not know. It is told of them
     in a copy of its index: the user's own stays as it is."""
     with tempfile.TemporaryDirectory() as folder:
@@ -79,7 +84,7 @@ def _diff(root: Path, new: Sequence[bytes], but: Sequence[str]) -> bytes | None:
                 return None
             add = ("--literal-pathspecs", "add", "--intent-to-add")
             names = ("--pathspec-from-file=-", "--pathspec-file-nul")
-            if _git(root, *add, *names, stdin=b"\0".join(new), env=env) is None:
+            if _git(root, *add, *names, stdin=os.fsencode("\0".join(new)), env=env) is None:
                 return None
         return _git(root, *_DIFF, "--", ":/", *but, env=env)
 

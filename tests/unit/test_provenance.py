@@ -103,12 +103,24 @@ def test_secrets_stay_out_of_the_patch(tree: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_what_is_too_large_is_left_out_whole_and_said(tree: Path, tmp_path: Path) -> None:
+    most = 100_000
     (tree / "train.py").write_text("two\n")
-    (tree / "data.bin").write_bytes(b"x" * (provenance.MAX_PATCH_BYTES + 1))
-    found = provenance.commit_of(tree)
-    assert found.left_out == "new files: 1 of 20.0 MB"
-    assert rebuilt(tree, tmp_path / "clone", found.patch)["train.py"] == b"two\n"
-    (tree / "weights").write_bytes(os.urandom(provenance.MAX_PATCH_BYTES))
-    found = provenance.commit_of(tree)
+    (tree / "new.py").write_text("new")
+    (tree / "data.bin").write_bytes(b"x" * (most + 1))
+    found = provenance.commit_of(tree, most=most)
+    assert found.left_out == "new files: 1 of 0.1 MB, such as data.bin"
+    wanted = files(tree)
+    del wanted["data.bin"]
+    assert rebuilt(tree, tmp_path / "clone", found.patch) == wanted
+
+    (tree / "data.bin").write_bytes(os.urandom(most - 1000))  # a patch writes it as longer text
+    found = provenance.commit_of(tree, most=most)
+    assert found.left_out == "new files: 2 of 0.1 MB, such as data.bin"
+    del wanted["new.py"]
+    assert rebuilt(tree, tmp_path / "another", found.patch) == wanted
+
+    (tree / "weights").write_bytes(os.urandom(most))
+    found = provenance.commit_of(tree, most=most)
     assert (found.dirty, found.patch) == (True, b"")
-    assert found.left_out == "all changes: they make no patch below 20 MB"
+    assert found.left_out == "all changes: they make no patch of 0.1 MB at most"
+    assert provenance.commit_of(tree).left_out is None
