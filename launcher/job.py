@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 import zlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from launcher import config, fuse, luggage, provenance, runs, secrets, strategy, task
 from launcher.money import narrow
@@ -65,6 +65,7 @@ def write(
                 "submission": uuid.uuid4().hex,
                 "recipe_fingerprint": plan.recipe,
                 **plan.job,
+                "checkpoints": checkpoints_of(plan, project, request),
                 **(booked.job if booked else {}),
                 "experiment": run.experiment or plan.job["experiment"],
                 "provenance": facts,
@@ -79,6 +80,24 @@ def write(
         luggage.copy_of_launcher(folder)
     runs.write_text(folder / "task.yaml", task.dump(submitted))
     return submitted
+
+
+def checkpoints_of(plan: Plan, project: Project, request: Request) -> dict[str, Any] | None:
+    """What job.yaml says of checkpoints: of a run on spot also how often it saves, unless the launch itself
+    says that, and how long its nodes are expected to last, in seconds."""
+    kept: dict[str, Any] | None = plan.job["checkpoints"]
+    spot = plan.managed and (plan.profile.spot or plan.profile.spot_first)
+    every = project.money.checkpoint_every
+    if (
+        kept is None
+        or not spot
+        or every is None
+        or any("save_interval" in text for text in request.overrides)
+    ):
+        return kept
+    from launcher.money import availability  # and NumPy
+
+    return {**kept, "every": every, "between_preemptions": availability.mean_stay(availability.load_prior())}
 
 
 def task_of(plan: Plan, project: Project, run_id: str) -> task.Task:

@@ -43,6 +43,8 @@ class Job:
 
     ``inputs`` maps a name to ``{"ref": "art://..."}`` or ``{"path": "/folder"}``. ``price_per_hour`` is in
     dollars for all nodes, None when unknown. ``keep`` is how many checkpoints stay, None for all.
+    ``checkpoint_every`` is seconds, ``auto``, or None for what the recipe says; ``between_preemptions`` are
+    the seconds that nodes are expected to last, None where they stay.
     ``submission`` names the launch, which may suffer so many ``preemptions`` (None: any number).
     """
 
@@ -62,6 +64,8 @@ class Job:
     submission: str | None = None
     preemptions: int | None = None
     recipe_fingerprint: str | None = None
+    checkpoint_every: float | str | None = None
+    between_preemptions: float | None = None
     money: Terms = field(default_factory=Terms)
 
 
@@ -134,6 +138,7 @@ def read_job(folder: Path) -> Job:
     output = values.get("output")
     if output is not None and not (isinstance(output, dict) and output.get("name") and output.get("type")):
         raise UserError(f"output must have a name and a type, not {output!r}", where=where)
+    saved = values.get("checkpoints") or {}
     if not artifacts:
         raise UserError("no artifacts: where is the store?", where=where, hint="or set NEMO_SKY_ARTIFACTS")
     try:
@@ -147,13 +152,15 @@ def read_job(folder: Path) -> Job:
             tracking=env.get("MLFLOW_TRACKING_URI") or values.get("tracking"),
             inputs=dict(values.get("inputs") or {}),
             output=output,
-            keep=(values.get("checkpoints") or {}).get("keep"),
+            keep=saved.get("keep"),
             price_per_hour=values.get("price_per_hour"),
             provenance={**(values.get("provenance") or {}), "versions": versions()},
             config=_mapping(folder / "train.yaml"),
             submission=values.get("submission"),
             preemptions=(values.get("limits") or {}).get("preemptions"),
             recipe_fingerprint=values.get("recipe_fingerprint"),
+            checkpoint_every=saved.get("every"),
+            between_preemptions=saved.get("between_preemptions"),
             money=_terms(values.get("money")),
         )
     except KeyError as error:

@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from launcher.agent import inputs, limits, output, rendezvous, watch
+from launcher.agent import inputs, limits, output, rendezvous, saving, watch
 from launcher.agent.ends import (
     BAD_OUTPUT,
     END_RETRY_S,
@@ -46,6 +46,7 @@ from launcher.agent.purse import Purse, obey
 from launcher.agent.ray_cluster import RayNode
 from launcher.agent.record import Record
 from launcher.agent.rendezvous import Attempt
+from launcher.agent.saving import Saving
 from launcher.agent.stop import Stop
 from launcher.agent.system import SystemMetrics
 from launcher.agent.watch import Watch
@@ -55,6 +56,7 @@ from launcher.artifacts.store import Store, StoreError, open_store
 from launcher.errors import UserError
 from launcher.lineage import sync
 
+SAVING = "saving.json"  # an object of the attempt: all nodes save at the same steps
 MLFLOW_WAIT_S = 30.0  # for MLflow's id of the run, which the output names
 MEMBER_WAIT_S = 3600.0  # for node 0's last checkpoint, once the command has ended here
 
@@ -152,6 +154,7 @@ def carry_out(order: Order, attempt: Attempt, record: Record, clock: output.Cloc
     # What it starts from.
     found: list[Input] = []
     config: dict[str, Any] = dict(job.config)
+    pace = saving.choose(job, node.place.get("zone"), earlier)
     try:
         purse.open()  # also when it may not begin: its set-up has cost something
         limits.check(earlier, job.submission, job.preemptions)
@@ -159,11 +162,16 @@ def carry_out(order: Order, attempt: Attempt, record: Record, clock: output.Cloc
             found = insist(lambda: inputs.resolve(job, store), START_RETRY_S)
             config = inputs.script_config(job, node, found)
     finally:
-        record.event("attempt_started", **started(order, attempt, config, found))
+        record.event("attempt_started", **started(order, attempt, config, found, pace))
     with ends_with(NO_STORE), stop.interruptible():
+        if pace:
+            insist(lambda: attempt.write(SAVING, {"steps": pace.steps}), START_RETRY_S)
         newest = insist(lambda: checkpoints.newest(store, job.run_id), START_RETRY_S)
         step = newest.step if newest else None
         insist(lambda: rendezvous.gather(attempt, node.count, step), START_RETRY_S)
+    if pace:
+        config = saving.applied(config, pace.steps)
+        say(f"saves every {pace.steps} steps, about {pace.seconds:.0f} s")
     if restored := prepare(order, attempt, found, config, step):
         record.event("restored", step=restored.step, uri=store.uri(restored.base))
         say(f"restored checkpoint {restored.step}")
@@ -213,6 +221,9 @@ def take_part(order: Order) -> int:
     with ends_with(NO_INPUT), stop.interruptible():
         found = insist(lambda: inputs.resolve(job, store), START_RETRY_S)
         config = inputs.script_config(job, node, found)
+    with ends_with(NO_STORE), stop.interruptible():
+        if pace := insist(lambda: attempt.read(SAVING), START_RETRY_S):
+            config = saving.applied(config, pace["steps"])
     prepare(order, attempt, found, config, step)
     watcher = Watch(attempt, node, keep=None, restored=step, committed=lambda *_: None)
     with in_cluster(order, attempt) as (ray, env):
@@ -273,7 +284,9 @@ def in_cluster(order: Order, attempt: Attempt) -> Iterator[tuple[RayNode | None,
         ray.stop()
 
 
-def started(order: Order, attempt: Attempt, config: dict[str, Any], found: list[Input]) -> dict[str, Any]:
+def started(
+    order: Order, attempt: Attempt, config: dict[str, Any], found: list[Input], pace: Saving | None
+) -> dict[str, Any]:
     """The fields of the event attempt_started."""
     job = order.job
     names = {"run_id": job.run_id, "family": job.family, "stage": job.stage, "experiment": job.experiment}
@@ -284,6 +297,7 @@ def started(order: Order, attempt: Attempt, config: dict[str, Any], found: list[
         "inputs": [item.event(order.store) for item in found],
         "place": dict(order.node.place),
         "price_per_hour": job.price_per_hour,
+        **({"saving": asdict(pace)} if pace else {}),
     }
 
 

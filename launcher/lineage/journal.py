@@ -3,7 +3,8 @@
 Each event has ``seq`` (1, 2, ...), ``ts`` (seconds since the epoch) and ``type``; by type also:
 
     attempt_started  attempt, run {...}, params {...}, inputs [{name, uri, type, digest, base_uri}],
-                     place {cloud, region, zone, nodes, instance}, price_per_hour
+                     place {cloud, region, zone, nodes, instance}, price_per_hour, and where it is not the
+                     recipe's: saving {steps, seconds, step, checkpoint, between}
     metrics, system  points [{key, value, step, ts}], ts in seconds
     checkpoint       step, uri, bytes, seconds
     restored         step, uri

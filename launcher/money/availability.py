@@ -190,6 +190,16 @@ def lives(one: Chain) -> Floats:
     return found
 
 
+def mean_stay(prior: Prior, zone: str = "") -> float:
+    """Seconds that a stay in ``zone`` lasts in the mean, from its start to its loss; by the history of all
+    zones where there is none of its own."""
+    single = [one for name, one in prior.items() if "|" not in name]
+    known = [prior[zone]] if zone in prior else single
+    up = sum(float(one.seen[:, UP].sum()) for one in known)
+    turned = sum(float(one.flips[:, UP].sum()) for one in known)
+    return TICK * (up + 0.5) / (turned + 0.5)
+
+
 def load_prior(path: Path = SHIPPED) -> dict[str, Tally]:
     """A prior as ``save_prior`` wrote it; by default the one that comes with nemo-sky.
 

@@ -6,6 +6,7 @@ money:
   check_every: 60s
   setup: 20m
   teardown: 5m
+  checkpoint_every: auto                       or a time, or `recipe`
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from launcher.money.amounts import format_duration, parse_dollars, parse_duratio
 from launcher.yamlfile import YamlFile
 
 CHECK_EVERY_S = 60.0
-_SECTIONS = ("defaults", "limits", "check_every", "setup", "teardown")
+AUTO, RECIPE = "auto", "recipe"
+_SECTIONS = ("defaults", "limits", "check_every", "setup", "teardown", "checkpoint_every")
 _AMOUNTS = ("budget", "max_hourly", "deadline", "experiment_budget")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _Result = TypeVar("_Result")
@@ -46,13 +48,15 @@ class Caps:
 
 @dataclass(frozen=True)
 class Settings:
-    """``money:`` of the project file, in seconds. A None duration is the backend's own default."""
+    """``money:`` of the project file, in seconds. A None duration is the backend's own default.
+    ``checkpoint_every``: how often a run on spot saves; None leaves that to its recipe."""
 
     defaults: Caps = Caps()
     limits: Caps = Caps()
     check_every: float = CHECK_EVERY_S
     setup: float | None = None
     teardown: float | None = None
+    checkpoint_every: float | str | None = AUTO
 
 
 def from_flags(
@@ -96,7 +100,8 @@ def settings(file: YamlFile) -> Settings:
         for key in ("check_every", "setup", "teardown")
         if key in section
     }
-    found = Settings(_caps(file, "defaults"), _caps(file, "limits"), **durations)
+    every = _located(file, ("money", "checkpoint_every"), _every, str(section.get("checkpoint_every", AUTO)))
+    found = Settings(_caps(file, "defaults"), _caps(file, "limits"), checkpoint_every=every, **durations)
     if not found.check_every:
         raise UserError("money.check_every must not be 0", where=file.where("money", "check_every"))
     for name in _AMOUNTS:
@@ -163,6 +168,16 @@ def _amount(name: str, text: str) -> float:
 
 def _duration(text: str) -> float:
     return 0.0 if text.strip() == "0" else parse_duration(text)
+
+
+def _every(text: str) -> float | str | None:
+    words = text.strip().lower()
+    if words in (AUTO, RECIPE):
+        return AUTO if words == AUTO else None
+    try:
+        return parse_duration(words)
+    except UserError as error:
+        raise UserError(error.message, hint=f"{AUTO}, {RECIPE}, or a time as 30m") from error
 
 
 def _flag(name: str) -> str:

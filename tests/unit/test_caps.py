@@ -66,6 +66,9 @@ def test_the_project_gives_defaults_and_limits(tmp_path: Path) -> None:
     found = read(tmp_path, f"money:\n{text}")
     assert found.defaults == Caps(budget=200_000_000, deadline=259_200)
     assert (found.check_every, found.setup, found.teardown) == (60, 0, None)
+    assert found.checkpoint_every == "auto"
+    assert read(tmp_path, "money: {checkpoint_every: 30m}\n").checkpoint_every == 1800
+    assert read(tmp_path, "money: {checkpoint_every: recipe}\n").checkpoint_every is None
     assert caps.unsaid(found) == Caps(budget=200_000_000, max_hourly=98_500_000, deadline=259_200)
     caps.within(Caps(budget=1_000_000_000), found)
     with pytest.raises(UserError, match=r"--budget \$1,001.00 is above this project's limit of \$1,000.00"):
@@ -81,6 +84,7 @@ def test_the_project_gives_defaults_and_limits(tmp_path: Path) -> None:
         ("money:\n  limits:\n    bugdet: 5\n", ":3: unknown key money.limits.bugdet; did you mean 'budget'"),
         ("money:\n  defaults: {budget: soon}\n", ":2: money.defaults.budget: 'soon' is not an amount"),
         ("money:\n  check_every: 5\n", ":2: money.check_every: '5' is not a duration"),
+        ("money:\n  checkpoint_every: atuo\n", ":2: money.checkpoint_every: 'atuo' is not a duration"),
         ("money:\n  check_every: 0\n", ":2: money.check_every must not be 0"),
         ("money:\n  defaults: {budget: 5}\n  limits: {budget: 4}\n", ":2: money.defaults.budget is above"),
     ],
