@@ -22,12 +22,16 @@ def is_up(name: str) -> bool:
 
 
 def ssh_command(cluster: str) -> list[str]:
-    """The command for a shell on a cluster's first node: its name is a host of SkyPilot's own part of the ssh
-    configuration. Only SkyPilot's command line writes that, not its SDK."""
+    """The command for a shell on a cluster's first node, which is a host by SkyPilot's part of the ssh
+    configuration. Only SkyPilot's command line writes that, not its SDK, and below $HOME: ssh itself would
+    look in the home that the system knows."""
     with calls(), _managed_shown():
         sky = Path(sys.executable).with_name("sky")
         subprocess.run([sky, "status", cluster], check=True, capture_output=True)
-    return ["ssh", cluster]
+    written = Path.home() / ".sky" / "generated"
+    key = written / "ssh-keys" / f"{cluster}.key"
+    words = ["ssh", "-F", str(written / "ssh" / cluster), "-o", "LogLevel=ERROR"]
+    return [*words, *(["-i", str(key)] if key.exists() else []), cluster]
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,9 @@ def test_it_stops_at_the_cap_with_a_checkpoint_and_more_money_finishes_it(place:
 
     with pytest.raises(Refused, match="too much") as refused:
         place.launch(budget="4.5")
-    assert f"--budget ${spent + FIRST_LEASE:.2f}"[:-1] in str(refused.value)
+    enough = re.search(r"--budget \$([\d.]+) would do", str(refused.value))
+    assert enough
+    assert float(enough[1]) == pytest.approx(spent + FIRST_LEASE, abs=0.011), "rounded up to a cent"
     (outcome,) = place.launch(budget="$60")
     assert (outcome.status, outcome.run_id) == ("made", run.run_id), "the fingerprint knows nothing of money"
     assert outcome.output
@@ -123,7 +126,8 @@ def test_it_stops_at_the_cap_with_a_checkpoint_and_more_money_finishes_it(place:
     total = held.committed(run.run_id) / MICROS
     assert total > spent
     assert place.shown()["cost_usd"] == pytest.approx(total, abs=1e-6)
-    assert outcome.output.producer["cost_usd"] == pytest.approx(total, rel=0.2)
+    # The nodes cost until they are let go, which a busy machine takes seconds for.
+    assert 0.5 * total < outcome.output.producer["cost_usd"] <= total
 
 
 def test_what_does_not_fit_leaves_no_run_behind(place: Place) -> None:

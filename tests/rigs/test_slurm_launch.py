@@ -108,6 +108,21 @@ def test_cancelled_and_launched_again(gated: tuple[Launches, Gate], whole: dict[
     assert attempts[1]["restored_from"] > 0
 
 
+def test_a_shell_on_its_node_and_a_cancel_that_saves(on: Launches) -> None:
+    endless = (*SHORT, "train.steps=1000000", "train.save_interval=1000000")
+    run_id = on.detach(*endless, "--force")
+    reader = on.project.start("runs", "logs", "-f", run_id)
+    assert reader.stdout
+    assert any("ms/step" in line for line in reader.stdout)
+    reader.kill()
+    reader.communicate()
+    said = on.project.run("runs", "ssh", run_id, "--", "echo on $SLURM_JOB_PARTITION $(whoami)").stdout
+    assert "on " in said
+    assert "is cancelled" in on.project.run("runs", "cancel", run_id).stdout
+    (attempt,) = on.show(run_id)["attempt_list"]
+    assert attempt["checkpoints"], "there was none before it was cancelled"
+
+
 def test_a_managed_job_whose_allocation_is_cancelled(
     gated: tuple[Launches, Gate], slurm: SlurmRig, whole: dict[str, float]
 ) -> None:
