@@ -223,6 +223,7 @@ def adopt(account: Account, key: str, attempt: int, place: Mapping[str, str | No
     if entry is None or entry.ended is not None or entry.attempt not in (None, attempt):
         raise Closed(f"the entry {key} is not free")
     cloud, region, zone = (place.get(name) or getattr(entry, name) for name in ("cloud", "region", "zone"))
+    cloud = cloud and cloud.lower()  # SkyPilot's AWS, the profile's aws
     return _with(account, replace(entry, attempt=attempt, cloud=cloud, region=region, zone=zone))
 
 

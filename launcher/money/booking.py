@@ -100,6 +100,8 @@ def book(
     say: Callable[[str], None],
 ) -> Booking:
     """Reserve the launch in the ledger. Raises Refused, and nothing is reserved, when it is not let in."""
+    from launcher.money import tariff
+
     ledger, name = open_ledger(store), account_name(run.run_id, run.experiment)
     before = ledger.read(name)
     capped = is_capped(request, project) or bool(before.caps(run.run_id))
@@ -113,6 +115,8 @@ def book(
     def admitted(held: Account) -> Account:
         return gate.admit(accounts.supersede(held, run.run_id, order.entry.launched), order)
 
+    if rates := tariff.of(plan.profile, task):
+        tariff.keep(store, run.run_id, order.entry.launched, rates)
     held = ledger.change(name, admitted)
     for line in [*_said(before, held, run.run_id), *_foreseen(order)]:
         say(f"  {line}")
@@ -137,6 +141,8 @@ def settle(store: Store, run: Run, state: State, *, gone: bool = True) -> str | 
 
     Returns the receipt in a line; None for a run that the ledger does not know.
     """
+    from launcher.money import tariff
+
     run_id, now = run.run_id, now_ms()
     ends = [attempt.ended_at for attempt in state.attempts[-1:] if attempt.ended_at]
     ended = round(datetime.fromisoformat(ends[0]).timestamp() * 1000) if ends else None
@@ -148,7 +154,7 @@ def settle(store: Store, run: Run, state: State, *, gone: bool = True) -> str | 
         newest = held.of(run_id)[-1:]
         if ended is None and not gone and newest and newest[0].is_open(now):
             return held
-        return accounts.settle_run(held, run_id, now, ended)
+        return tariff.apply(store, accounts.settle_run(held, run_id, now, ended), run_id)
 
     held = open_ledger(store).change(account_name(run_id, run.experiment), settled)
     return _receipt(store, held, run_id)
@@ -202,6 +208,7 @@ def _order(
     now, profile = now_ms(), plan.profile
     cloud, region, zone = [*(profile.infra or profile.backend).split("/"), None, None][:3]
     spot = plan.spec.sky.spot is not False and profile.spot
+    first = plan.spec.sky.spot is not False and profile.spot_first and not spot
     price, on_demand = prices_of(plan, task, capped)
     entry = Entry(
         f"{run_id}/{uuid.uuid4().hex[:8]}",
@@ -210,16 +217,16 @@ def _order(
         now,
         _lease(plan, project, task).first(now),
         nodes=plan.nodes,
-        market="spot" if spot else "on-demand",
+        market="spot" if spot else "spot-first" if first else "on-demand",
         cloud=cloud,
         region=region,
         zone=zone,
         # Of spot first, nobody knows here which of the two it will be.
-        on_demand=on_demand if price == on_demand or not profile.spot_first else None,
+        on_demand=None if first else on_demand,
     )
     about = About(plan.spec.family, plan.spec.stage, provenance.user_name(), profile.name)
     other = None
-    if capped and profile.backend == "sky" and not (spot or profile.spot_first):
+    if capped and profile.backend == "sky" and not (spot or first):
         on_spot = {**task, "resources": {**task["resources"], "use_spot": True}}
         other = prices_of(plan, on_spot, capped)[0] if profile.price_per_hour is None else None
     return gate.Order(entry, about, request.caps, caps.unsaid(project.money), spot_price=other)

@@ -28,7 +28,8 @@ def enter(held: Account, entry: Entry, about: About, lease: Lease, now: int, boo
     until, left = lease.next(now), held.left(entry.run)
     if left is not None and entry.price:
         until = min(until, launched + accounts.affordable_ms(entry.price, left))
-    entry = replace(entry, launched=launched, until=max(until, now + lease.teardown))
+    cloud = entry.cloud and entry.cloud.lower()  # SkyPilot's AWS, the profile's aws
+    entry = replace(entry, launched=launched, until=max(until, now + lease.teardown), cloud=cloud)
     try:
         return accounts.reserve(held, entry, about)
     except Short:

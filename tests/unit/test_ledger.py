@@ -117,7 +117,7 @@ def test_what_is_affordable_is_afforded(price: int, micros: int) -> None:
 
 
 def test_an_entry_has_one_attempt() -> None:
-    held = account.adopt(account.reserve(EMPTY, ONE, ABOUT), "r-1", 1, {"cloud": "aws", "zone": None})
+    held = account.adopt(account.reserve(EMPTY, ONE, ABOUT), "r-1", 1, {"cloud": "AWS", "zone": None})
     assert (held.entries["r-1"].attempt, held.entries["r-1"].cloud) == (1, "aws")
     assert account.adopt(held, "r-1", 1, {}) == held, "asked again after a lost reply"
     with pytest.raises(Closed):
