@@ -49,6 +49,7 @@ class Record:
         self._sending = threading.Lock()
         self._soon = threading.Event()
         self._closing = False
+        self._begun = False
         self._thread = threading.Thread(target=self._flush_often, name="journal", daemon=True)
         self._mirror = Mirror(store, run_id, path, tracking)
         self._system.start()
@@ -56,7 +57,9 @@ class Record:
 
     def event(self, type: str, **fields: Any) -> None:
         """Append one event; it reaches the store and MLflow at once, as far as they answer."""
-        self._journal.append(type, **fields)
+        with self._collecting:
+            self._journal.append(type, **fields)
+            self._begun = True
         self._soon.set()
 
     def mlflow_run(self, wait_s: float) -> str | None:
@@ -64,8 +67,11 @@ class Record:
         return self._mirror.run(wait_s)
 
     def collect(self, final: bool = False) -> None:
-        """Journal the metrics that have come; ``final`` says that no more will."""
+        """Journal the metrics that have come; ``final`` says that no more will. The journal's first event
+        says whose they are: before it they wait, however long the attempt takes to begin."""
         with self._collecting:
+            if not self._begun:
+                return
             for type, points in (("metrics", self._metrics.points(final)), ("system", self._system.take())):
                 if points:
                     self._journal.append(type, points=points)

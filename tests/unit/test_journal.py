@@ -14,6 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from launcher.agent.metrics import MetricsFile
+from launcher.agent.record import Record
+from launcher.agent.system import SystemMetrics
+from launcher.artifacts.store import FileStore
 from launcher.errors import UserError
 from launcher.lineage import journal
 from launcher.lineage.journal import Journal
@@ -106,3 +110,18 @@ def test_a_damaged_line_is_named(line: bytes, tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         journal.read(path)
     assert caught.value.where == f"{path}:2"
+
+
+def test_points_that_come_before_the_attempt_has_begun_wait_for_its_first_event(tmp_path: Path) -> None:
+    """Whatever holds the beginning up, the ledger or an input: without its own event first no tracker takes
+    the journal."""
+    metrics = MetricsFile(tmp_path / "metrics.jsonl")
+    metrics.path.write_text('{"step": 1, "loss": 2.0}\n')
+    path = tmp_path / "journal.jsonl"
+    store = FileStore(tmp_path / "store")
+    record = Record(store, "r", 1, path=path, metrics=metrics, system=SystemMetrics(0.0), tracking=None)
+    record.collect()
+    record.event("attempt_started", run={})
+    record.collect()
+    record.close()
+    assert [event["type"] for event in journal.read(path)][:2] == ["attempt_started", "metrics"]
