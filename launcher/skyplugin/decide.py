@@ -108,8 +108,14 @@ def _step(store: Store, run: str) -> int | None:
 
 
 def _without_nodes(held: Account, run: str, event: Mapping[str, Any] | None, now: float) -> Account:
-    """The account when no node of the run is left at ``now``. What no node ever ran for costs nothing."""
-    if event and event["what"] == "refused" and not event["was_up"] and (key := accounts.free(held, run)):
+    """The account when no node of the run is left at ``now``. What no node ever ran for costs nothing. A
+    controller that runs since before an upgrade does not say ``was_up``."""
+    if (
+        event
+        and event["what"] == "refused"
+        and not event.get("was_up", True)
+        and (key := accounts.free(held, run))
+    ):
         held = accounts.settle(held, key, held.entries[key].launched)
     return accounts.supersede(held, run, round(now * 1000))
 

@@ -123,11 +123,14 @@ def test_a_launch_that_was_refused_costs_nothing_however_long_the_next_is_waited
     assert waited > 20
 
 
-def test_a_launch_of_which_a_node_ran_is_counted_until_it_was_given_up(tmp_path: Path) -> None:
+@pytest.mark.parametrize("said", [{"was_up": True}, {}])
+def test_a_launch_of_which_a_node_ran_is_counted_until_it_was_given_up(
+    tmp_path: Path, said: dict[str, bool]
+) -> None:
     ledger, name = open_ledger(open_store(str(tmp_path))), account_name("r", None)
     spot = {"a1": {"price": 10.0, "zone": "a1", "cloud": "aws", "region": "us-east-1"}}
     decide(question(tmp_path, spot=spot), NOW)
-    refused = {"place": "a1", "what": "refused", "was_up": True}
+    refused = {"place": "a1", "what": "refused", **said}
     assert decide(question(tmp_path, spot=spot, event=refused), NOW + 90)["do"] == "wait"
     (entry,) = ledger.read(name).of("r")
     assert (entry.ended, entry.cost) == (round((NOW + 90) * 1000), 250_000)
