@@ -132,7 +132,7 @@ def check_price(order: Order) -> None:
             ways.append(f"--nodes {fewer} costs {money(price * fewer // nodes)}")
         if order.spot_price is not None and order.spot_price <= limit:
             ways.append(f"spot costs {money(order.spot_price)}")
-        ways.append(f"--max-hourly {money(price)} would do")
+        ways.append(f"--max-hourly {_typed(price)} would do")
         raise Refused(
             f"{nodes} node{'s' if nodes > 1 else ''} cost {money(price)} per hour, "
             f"{money(price - limit)} more than the {money(limit)} allowed",
@@ -230,4 +230,9 @@ def _flag(short: Short) -> str:
 def _enough(short: Short) -> str:
     """The cap that would do, in whole cents from a dollar on: written as it is, it is enough."""
     needed = short.committed + short.needed
-    return money(needed if needed < MICROS else -(-needed // 10_000) * 10_000)
+    return _typed(needed if needed < MICROS else -(-needed // 10_000) * 10_000)
+
+
+def _typed(micros: int) -> str:
+    """An amount to be typed: a shell takes ``$10`` for a variable."""
+    return money(micros).removeprefix("$")
