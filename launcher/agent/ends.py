@@ -35,6 +35,7 @@ DEADLINE = 78
 
 BUDGET_REACHED = "budget reached"
 DEADLINE_REACHED = "deadline reached"
+CANCELLED = "cancelled"
 
 START_RETRY_S = 60.0
 END_RETRY_S = 300.0

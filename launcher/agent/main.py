@@ -106,6 +106,7 @@ def lead(order: Order) -> int:
     with ends_with(NO_STORE), stop.interruptible():
         attempt = insist(lambda: rendezvous.claim(store, job.run_id), START_RETRY_S)
         before = insist(lambda: output.spent_before(store, job.run_id, attempt.number), START_RETRY_S)
+    obey(attempt, stop)
     say(f"run {job.run_id}, attempt {attempt.number}, {node.count} node{'s' if node.count > 1 else ''}")
     clock = output.Clock(before, time.time(), job.price_per_hour)
     purse = Purse(job, node, attempt, stop)

@@ -237,8 +237,7 @@ class Purse:
         if not self._asking.acquire(blocking=False):
             return
         with contextlib.suppress(StoreError, TimeoutError):
-            facts = {"status": why.status, "code": why.code, "reason": why.reason}
-            within(_LEAST_WAIT_S, lambda: self._attempt.write("stop.json", facts))
+            within(_LEAST_WAIT_S, lambda: self._attempt.stop(why.status, why.code, why.reason))
         self._stop.ask(why)
 
     def _settle(self) -> None:
@@ -256,7 +255,7 @@ class Purse:
 
 
 def obey(attempt: Attempt, stop: Stop) -> None:
-    """On any node but the first: stop when node 0's purse is empty. Watches in a thread."""
+    """Stop when node 0's purse is empty, or when the run is cancelled. Watches in a thread."""
 
     def watch() -> None:
         while True:

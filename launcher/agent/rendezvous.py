@@ -4,6 +4,7 @@
     runs/RUN_ID/attempts/K/node-R.json    node R asks to join, with an id of its own
     runs/RUN_ID/attempts/K/node-R.ok      node 0 answers that id: from which checkpoint all go on
     runs/RUN_ID/attempts/K/saved.json     node 0's trainer has saved this step: every node uploads its part
+    runs/RUN_ID/attempts/K/stop.json      node 0 or whoever cancels the run: every node saves and ends
     runs/RUN_ID/attempts/K/end.json       node 0's command has ended and what it saved is committed
 
 An earlier attempt that was killed looks like one that starts; only a living node 0 answers.
@@ -50,6 +51,10 @@ class Attempt:
     def end(self, code: int) -> None:
         """Node 0 is done with its command, which ended with ``code``."""
         self.write("end.json", {"code": code})
+
+    def stop(self, status: str, code: int, reason: str | None) -> None:
+        """Every node is to save and to end like this."""
+        self.write("stop.json", {"status": status, "code": code, "reason": reason})
 
     def ended(self) -> int | None:
         values = self.read("end.json")

@@ -15,26 +15,31 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from launcher import runs
-from launcher.agent.ends import BUDGET_REACHED, DEADLINE_REACHED
+from launcher.agent import rendezvous
+from launcher.agent.ends import BUDGET_REACHED, CANCELLED, DEADLINE_REACHED, INTERRUPTED
 from launcher.backends import sky_calls, sky_logs, sky_shell
 from launcher.backends.base import ACTIVE, State
-from launcher.errors import Refused
+from launcher.errors import Refused, UserError
+
+if TYPE_CHECKING:
+    from launcher.artifacts.store import Store
+    from launcher.lineage.journal import Event
 
 OUTLIVES_LAUNCHER = True
 POLL_S = 1.0
 GONE_S = 120.0  # a request that was posted is in SkyPilot's lists by then
-SAVE_S = (
-    40.0  # SkyPilot kills a cancelled job 30 s after it has asked it to stop (skylet/subprocess_daemon.py)
-)
+SAVE_S = 180.0  # a cancelled run has two minutes to save (agent/stop.py) and one to commit
 TAIL = 40
 OUTAGE_S = 900.0  # SkyPilot may be away so long before who follows a run is sent away too
 _AGAIN = 200  # lines remembered, so that a log taken up again is not shown twice
 _UNDER_WAY = ("PENDING", "WAITING", "RUNNING")  # of a request
 # How an attempt ends at a cap, in its journal and as a status. To SkyPilot it failed.
 CAPS = {BUDGET_REACHED: "BUDGET_REACHED", DEADLINE_REACHED: "DEADLINE_REACHED"}
+_NO_FAILURES = {**CAPS, CANCELLED: "CANCELLED"}
+_OVER = ("SUCCEEDED", "FAILED", *_NO_FAILURES.values())
 
 
 @dataclass(frozen=True)
@@ -147,38 +152,42 @@ def follow(run_dir: Path, *, from_start: bool = True, wait: bool = True) -> Iter
 
 
 def cancel(run_dir: Path, grace_s: float | None = None) -> None:
-    """Stop the run and take its nodes down; see ``base.Backend``.
-
-    SkyPilot itself signals the job and decides how long it may save: ``grace_s`` is not used. A managed
-    job's nodes are its controller's, which waits for nothing.
-    """
+    """Stop the run and take its nodes down; see ``base.Backend``."""
     ticket = _known(run_dir)
-    if ticket is None or not status(run_dir).active:
+    if ticket is None or not (state := status(run_dir)).active:
         down(run_dir)
         return
     name = run_dir.name
     if ticket.request:
         sky_calls.withdraw(ticket.request)
+    if state.status == "RUNNING":
+        _let_it_save(run_dir, ticket, SAVE_S if grace_s is None else grace_s)
     if ticket.managed:
         sky_calls.cancel_managed(ticket.job)
         while (state := status(run_dir)).active:
             time.sleep(POLL_S)
-        if state.status not in ("SUCCEEDED", "FAILED"):
+        if state.status not in _OVER:
             _finish(run_dir, ticket, replace(state, status="CANCELLED"))
         return
     sky_calls.cancel_cluster_job(name)
-    _let_it_save(run_dir, ticket)
-    if (state := status(run_dir)).status not in ("SUCCEEDED", "FAILED"):
+    if (state := status(run_dir)).status not in _OVER:
         _finish(run_dir, ticket, replace(state, status="CANCELLED", reason="cancelled"))
     sky_calls.down(name)
 
 
-def _let_it_save(run_dir: Path, ticket: Ticket) -> None:
-    """Wait while the cancelled attempt saves what it has: until its journal ends, or SkyPilot kills it."""
-    deadline = time.monotonic() + SAVE_S
-    while (last := _journal_last(run_dir)) and last["ts"] > ticket.submitted_at:
-        if last["type"] == "attempt_ended" or time.monotonic() > deadline:
+def _let_it_save(run_dir: Path, ticket: Ticket, seconds: float) -> None:
+    """Ask the running attempt, through the store, to save and to end, and wait for that. SkyPilot would kill
+    it: on Slurm at once, elsewhere after 30 s (skylet/subprocess_daemon.py)."""
+    deadline = time.monotonic() + seconds
+    asked = False
+    while (last := _journal_last(run_dir)) and last[2]["ts"] > ticket.submitted_at:
+        store, number, event = last
+        if event["type"] == "attempt_ended" or time.monotonic() > deadline:
             return
+        if not asked:
+            with contextlib.suppress(UserError):
+                rendezvous.Attempt(store, run_dir.name, number).stop(CANCELLED, INTERRUPTED, "cancelled")
+            asked = True
         time.sleep(POLL_S)
 
 
@@ -247,8 +256,7 @@ def _without_a_job(run_dir: Path, ticket: Ticket, cluster: sky_calls.Job | None)
     if ticket.request is None and time.time() - ticket.submitted_at < GONE_S:
         return State("PENDING", reason="SkyPilot has not said yet whether it took it")
     if (end := _journal_end(run_dir)) and end["ts"] > ticket.submitted_at:
-        known = {"succeeded": "SUCCEEDED", "failed": "FAILED", "cancelled": "CANCELLED"}
-        known |= CAPS
+        known = {"succeeded": "SUCCEEDED", "failed": "FAILED", **_NO_FAILURES}
         state = State(known.get(end["status"], "INTERRUPTED"), reason=end.get("reason") or None)
         return _finish(run_dir, ticket, state)
     if cluster:
@@ -276,8 +284,8 @@ def _finish(
     if lines or not log.exists():
         runs.write_text(log, "".join(f"{line}\n" for line in lines))
     end = _journal_end(run_dir) if state.status == "FAILED" else None
-    if end and end["ts"] > ticket.submitted_at and end["status"] in CAPS:
-        state = replace(state, status=CAPS[end["status"]], reason=end.get("reason"))
+    if end and end["ts"] > ticket.submitted_at and end["status"] in _NO_FAILURES:
+        state = replace(state, status=_NO_FAILURES[end["status"]], reason=end.get("reason"))
     elif state.status == "FAILED":  # unless our strategy did not recover it
         why = state.reason or ""
         known = next((status for words, status in CAPS.items() if f"{words}: " in why), "FAILED")
@@ -287,26 +295,28 @@ def _finish(
     return ended
 
 
-def _journal_end(run_dir: Path) -> Mapping[str, Any] | None:
+def _journal_end(run_dir: Path) -> Event | None:
     """The last attempt's end as the agent recorded it in the store; None when there is none."""
     last = _journal_last(run_dir)
-    return last if last and last["type"] == "attempt_ended" else None
+    return last[2] if last and last[2]["type"] == "attempt_ended" else None
 
 
-def _journal_last(run_dir: Path) -> Mapping[str, Any] | None:
-    """The last attempt's last event in the store; None when no attempt has begun."""
+def _journal_last(run_dir: Path) -> tuple[Store, int, Event] | None:
+    """The store, the last attempt's number and its last event; None when no attempt has begun."""
     import yaml
 
     from launcher.artifacts.store import open_store
-    from launcher.errors import UserError
     from launcher.lineage import sync
 
     try:
         job = yaml.safe_load((run_dir / "job" / "job.yaml").read_text())
-        attempts = sync.attempts(open_store(job["artifacts"], job["s3_endpoint"]), run_dir.name)
+        store = open_store(job["artifacts"], job["s3_endpoint"])
+        attempts = sync.attempts(store, run_dir.name)
     except (OSError, UserError):
         return None
-    return attempts[-1][-1] if attempts and attempts[-1] else None
+    if not attempts or not attempts[-1]:
+        return None
+    return store, int(attempts[-1][0].get("attempt", 0)), attempts[-1][-1]
 
 
 def _job(ticket: Ticket) -> sky_calls.Job | None:

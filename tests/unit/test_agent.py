@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 import launcher
+from launcher.agent.rendezvous import Attempt
 from launcher.artifacts import checkpoints, registry
 from launcher.artifacts.store import FileStore
 from launcher.artifacts.uri import ArtifactRef, parse_ref
@@ -95,6 +96,19 @@ def test_the_script_gets_its_contract(rig: Rig) -> None:
         "none": None,
         "text": "1e-4",
     }
+
+
+def test_a_run_is_cancelled_through_the_store_and_saves_first(rig: Rig) -> None:
+    process = rig.start("10000", "save=10000", "sleep=0.02")
+    assert process.stdout
+    assert any("rank 0 starts" in line for line in process.stdout)
+    Attempt(rig.store, rig.run_id, 1).stop("cancelled", 75, "cancelled")
+    rig.finish(process, 75)
+    saved = checkpoints.newest(rig.store, rig.run_id)
+    assert saved is not None, "there was none before"
+    end = rig.journal(1)[-1]
+    assert (end["type"], end["status"]) == ("attempt_ended", "cancelled")
+    assert end["reason"] == f"cancelled; checkpoint {saved.step} is committed"
 
 
 def test_an_interrupted_run_resumes_and_ends_as_if_it_had_not_been(rig: Rig, tmp_path: Path) -> None:
