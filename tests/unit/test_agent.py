@@ -261,7 +261,7 @@ def test_a_store_that_fails_in_mid_run_is_waited_for(rig: Rig, tmp_path: Path) -
 
 
 def test_a_store_that_stays_away_fails_the_run_at_its_end(rig: Rig, tmp_path: Path) -> None:
-    process = rig.start("100", "save=10", "sleep=0.05")
+    process = rig.start("70", "save=10", "sleep=0.05")
     rig.until(lambda: checkpoints.newest(rig.store, rig.run_id))
     (tmp_path / "store").rename(tmp_path / "away")
     (tmp_path / "store").write_text("in the way")
@@ -296,7 +296,7 @@ def test_after_its_deadline_nothing_begins(rig: Rig) -> None:
 
 def test_what_does_not_end_for_its_deadline_is_ended(rig: Rig) -> None:
     """The command does not listen, so the time to save passes; the ledger is not needed for it."""
-    with_deadline(rig, 8)
+    with_deadline(rig, 6)
     began = time.time()
     code = "import signal, time; signal.signal(15, signal.SIG_IGN); print('on', flush=True); time.sleep(60)"
     printed = rig.run(sys.executable, "-c", code, code=78)
