@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.conftest import mlflow_template, s3_server, store, tracking  # noqa: F401 - fixtures
+
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 COPIED = ("recipes", "clusters", "docs", "nemo-sky.yaml", "tasks")

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,10 +16,9 @@ from launcher.errors import Refused
 from launcher.money import account, cells
 from launcher.money.account import HOUR_MS, About, Account, Closed, Entry, Short, money
 from launcher.money.ledger import Ledger, account_name, open_ledger
-from tests.unit import fifty_launches
 
 if TYPE_CHECKING:
-    from tests.unit.conftest import S3Server
+    pass
 
 T = 1_800_000_000_000
 ABOUT = About("tiny", "pretrain", "ann", "aws")
@@ -205,25 +201,3 @@ def test_what_cannot_be_read_says_so(tmp_path: Path) -> None:
     (tmp_path / "ledger" / "ledger.sqlite").write_bytes(b"not a database" * 100)
     with pytest.raises(StoreError, match="cannot be used"):
         Ledger(held).read("runs/r")
-
-
-# Fifty launches at once
-
-
-def fifty(url: str, endpoint: str | None) -> list[int]:
-    command = [sys.executable, "-m", "tests.unit.fifty_launches", url, endpoint or "-"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=120)
-    assert done.returncode == 0, done.stderr
-    return list(json.loads(done.stdout))
-
-
-def test_of_fifty_launches_as_many_are_admitted_as_fit(store: Store, request: pytest.FixtureRequest) -> None:
-    endpoint = None
-    if not isinstance(store, FileStore):
-        server: S3Server = request.getfixturevalue("s3_server")
-        endpoint = server.endpoint
-    admitted = fifty(store.url, endpoint)
-    assert len(admitted) == fifty_launches.BUDGET // 1_000_000 == 17
-    held = open_ledger(store).read("experiments/e")
-    assert sorted(held.entries) == sorted(f"r{number}-1" for number in admitted)
-    assert held.committed() == 17_000_000

@@ -1,6 +1,6 @@
 """Fifty launches at once against one experiment's budget: 5 threads in each of 10 processes.
 
-    python -m tests.unit.fifty_launches STORE ENDPOINT|-
+    python -m tests.e2e.fifty_launches STORE ENDPOINT|-
 
 prints, as JSON, which were admitted.
 """
