@@ -229,7 +229,7 @@ def test_killing_the_supervisor_brings_the_nodes_down_after_their_save(run_dir: 
     assert of_run(run_dir), "the nodes are saving"
     saved.touch()
     # The next attempt begins when the last process of this one is gone.
-    start(run_dir, f"ls /proc/*/environ >/dev/null; echo $({sys.executable} -c pass; echo again)")
+    start(run_dir, f"ls /proc/*/environ >/dev/null 2>&1; echo $({sys.executable} -c pass; echo again)")
     first = [(run_dir / "logs" / "attempt-1" / f"node-{rank}.log").read_text() for rank in (0, 1)]
     assert first == ["ready\nsaved\n"] * 2
     assert list(local.follow(run_dir)) == ["again"]
