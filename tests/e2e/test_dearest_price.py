@@ -61,7 +61,7 @@ def root(tmp_path: Path) -> Path:
 
 def test_a_cap_counts_with_the_dearest_place_that_skypilot_may_take(root: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "tests.unit.prices_of_skypilot"],
+        [sys.executable, "-m", "tests.e2e.prices_of_skypilot"],
         input=json.dumps(ASKED),
         env={**os.environ, "HOME": str(root.parents[2]), "SKYPILOT_DISABLE_USAGE_COLLECTION": "1"},
         capture_output=True,
