@@ -200,19 +200,17 @@ def down(run_dir: Path) -> None:
 
 
 def shell(run_dir: Path) -> list[str]:
-    """The command that opens a shell on the run's first node. Raises Refused when there is none."""
+    """The command that opens a shell on the run's first node. Raises Refused when there is none, and for a
+    managed job, whose clusters SkyPilot keeps to itself."""
     ticket = _known(run_dir)
-    cluster = run_dir.name if ticket else None
     if ticket and ticket.managed:
-        job = sky_calls.managed_job(ticket.job, ticket.task)
-        cluster = job.cluster if job else None
-    if cluster is None or not sky_shell.is_up(cluster):
         raise Refused(
-            f"{run_dir.name} has no node that SkyPilot could open a shell on now",
-            hint=f"`nemo-sky runs show {run_dir.name}`; a managed job's nodes can be reached only where the "
-            "API server itself is the jobs controller (docs/clouds.md)",
+            f"{run_dir.name} is a managed job, and SkyPilot opens no shell on the nodes of one",
+            hint=f"`nemo-sky runs logs -f {run_dir.name}`; with --on-demand a run has a cluster of its own",
         )
-    return sky_shell.ssh_command(cluster)
+    if ticket is None or not sky_shell.is_up(run_dir.name):
+        raise Refused(f"{run_dir.name} has no node now", hint=f"`nemo-sky runs show {run_dir.name}`")
+    return sky_shell.ssh_command(run_dir.name)
 
 
 def status(run_dir: Path) -> State:

@@ -58,8 +58,6 @@ def test_three_preemptions_each_during_an_upload(on: Launches, aws: AwsRig, whol
     aws.hold(300)
     run_id = on.detach(*LONG, "--spot", "--force")
     assert eventually(aws.reached, REACHED_S)
-    (first_node,) = aws.instances()
-    assert first_node.address in on.project.run("runs", "ssh", run_id, "--", "hostname -I").stdout
     assert on.show(run_id)["price_per_hour"] > 0
     take_away_at(aws, 600, notice=False)
     take_away_at(aws, 900, notice=False)
