@@ -24,7 +24,7 @@ demo: setup
 test: setup lint unit e2e
 
 unit: setup
-	$(BIN)/python -m pytest tests/unit -n 2 --dist worksteal
+	$(BIN)/python -m pytest tests/unit -n 3 --dist worksteal
 
 e2e: setup
 	$(BIN)/python -m pytest tests/e2e -n 2 --dist loadfile
