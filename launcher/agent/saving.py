@@ -13,9 +13,8 @@ from typing import Any
 
 from launcher.agent.job import Job
 from launcher.lineage.journal import Event
-from launcher.money.interval import interval
+from launcher.money.interval import AUTO, interval
 
-AUTO = "auto"
 SECTIONS = ("checkpoint", "train")
 KEY = "save_interval"  # Megatron-Bridge has it in `checkpoint`, our own trainers in `train`
 

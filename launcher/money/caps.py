@@ -20,10 +20,11 @@ from typing import Any, TypeVar
 from launcher.errors import UserError, did_you_mean
 from launcher.money.account import MICROS, money
 from launcher.money.amounts import format_duration, parse_dollars, parse_duration
+from launcher.money.interval import AUTO
 from launcher.yamlfile import YamlFile
 
 CHECK_EVERY_S = 60.0
-AUTO, RECIPE = "auto", "recipe"
+RECIPE = "recipe"
 _SECTIONS = ("defaults", "limits", "check_every", "setup", "teardown", "checkpoint_every")
 _AMOUNTS = ("budget", "max_hourly", "deadline", "experiment_budget")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")

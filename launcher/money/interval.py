@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import math
 
+AUTO = "auto"
+"""How often to save, where that is what this module says."""
+
 
 def interval(checkpoint: float, between: float) -> float:
     """Seconds of work between two checkpoints that take ``checkpoint`` seconds each, where nodes last for
@@ -17,9 +20,3 @@ def interval(checkpoint: float, between: float) -> float:
         return between
     ratio = checkpoint / (2 * between)
     return math.sqrt(2 * checkpoint * between) * (1 + math.sqrt(ratio) / 3 + ratio / 9) - checkpoint
-
-
-def overhead(every: float, checkpoint: float, between: float) -> float:
-    """Seconds that a second of work takes with a checkpoint after ``every`` seconds of it, where failures are
-    exponential: Daly's equation 20 without the restarts, which no interval changes."""
-    return between / every * math.expm1((every + checkpoint) / between)
