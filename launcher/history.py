@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from launcher.project import Project
 
 if TYPE_CHECKING:
     from launcher.artifacts.store import Store
+    from launcher.money.account import Entry
 
 AT_ONCE = 8
 """Runs whose state is asked for at the same time."""
@@ -89,14 +91,15 @@ def show(project: Project, run_id: str) -> dict[str, Any]:
     metrics: dict[str, float] = {}
     for attempt in attempts:
         metrics.update(attempt.pop("metrics"))
-    ledger_costs, total = _ledger_costs(store, run)
+    entries = _entries(store, run)
+    ledger_costs, total = _costs(entries)
     for attempt in attempts:
         attempt["cost_usd"] = ledger_costs.get(attempt["attempt"], attempt["cost_usd"])
     known_costs = [a["cost_usd"] for a in attempts if a["cost_usd"] is not None]
     outputs = [a["output"] for a in attempts if a["output"]]
     where = _whereabouts(state)
     if state.active and where["price_per_hour"] is None:
-        where["price_per_hour"] = _price_now(store, run)
+        where["price_per_hour"] = _newest_price(entries)
     where["links"] |= mlflow_view.links(run.tracking, run.run_id) if run.tracking else {}
     return {
         "run_id": run.run_id,
@@ -173,12 +176,14 @@ def track(project: Project, run: runs.Run) -> str | None:
     """
     from launcher.lineage import mlflow_view
     from launcher.lineage import sync as sync_library
+    from launcher.money.ledger import now_ms
 
     mark = runs.directory(project.runs, run.run_id) / UNTRACKED
     store = _store(run, project)
     try:
         if sync_library.sync_run(store, run.tracking, run.run_id):
-            by_attempt, total = _ledger_costs(store, run, ended=True)
+            now = now_ms()  # what is open counts as it is reserved
+            by_attempt, total = _costs([one for one in _entries(store, run) if not one.is_open(now)])
             if total is not None:
                 mlflow_view.costs(by_attempt, total, tracking=run.tracking, run_id=run.run_id)
     except Refused as error:
@@ -191,34 +196,29 @@ def track(project: Project, run: runs.Run) -> str | None:
     return None
 
 
-def _ledger_costs(
-    store: Store, run: runs.Run, *, ended: bool = False
-) -> tuple[dict[int, float], float | None]:
-    """Dollars by attempt, from launch to end, and in all: the ledger knows more than an attempt's own
-    journal. With ``ended`` only of what has ended: what is open counts as it is reserved. None: unknown.
-    """
-    from launcher.money.account import MICROS
-    from launcher.money.ledger import account_name, now_ms, open_ledger
+def _entries(store: Store, run: runs.Run) -> list[Entry]:
+    """The run's entries in the ledger, in the order of their launch."""
+    from launcher.money.ledger import account_name, open_ledger
 
-    now = now_ms()
-    account = open_ledger(store).read(account_name(run.run_id, run.experiment))
-    priced = [
-        entry
-        for entry in account.of(run.run_id)
-        if entry.price is not None and not (ended and entry.is_open(now))
-    ]
+    return open_ledger(store).read(account_name(run.run_id, run.experiment)).of(run.run_id)
+
+
+def _costs(entries: Sequence[Entry]) -> tuple[dict[int, float], float | None]:
+    """Dollars by attempt, from launch to end, and in all: the ledger knows more than an attempt's own
+    journal. None: unknown."""
+    from launcher.money.account import MICROS
+
+    priced = [entry for entry in entries if entry.price is not None]
     by_attempt = {entry.attempt: entry.cost / MICROS for entry in priced if entry.attempt is not None}
     return by_attempt, sum(entry.cost for entry in priced) / MICROS if priced else None
 
 
-def _price_now(store: Store, run: runs.Run) -> float | None:
+def _newest_price(entries: Sequence[Entry]) -> float | None:
     """Dollars per hour of all nodes by the ledger's newest entry: SkyPilot names none of a managed job."""
     from launcher.money.account import MICROS
-    from launcher.money.ledger import account_name, open_ledger
 
-    entries = open_ledger(store).read(account_name(run.run_id, run.experiment)).of(run.run_id)
-    newest = max(entries, key=lambda entry: entry.launched, default=None)
-    return None if newest is None or newest.price is None else newest.price / MICROS
+    price = entries[-1].price if entries else None
+    return None if price is None else price / MICROS
 
 
 def _store(run: runs.Run, project: Project) -> Store:

@@ -148,13 +148,16 @@ def settle(store: Store, run: Run, state: State, *, gone: bool = True) -> str | 
     ended = round(datetime.fromisoformat(ends[0]).timestamp() * 1000) if ends else None
     refused = state.status == "FAILED" and any(words in (state.reason or "") for words in places.NO_NODES)
 
+    table = tariff.read(store, run_id)
+
     def settled(held: Account) -> Account:
         if refused and (key := accounts.free(held, run_id)):
             held = accounts.settle(held, key, held.entries[key].launched)
         newest = held.of(run_id)[-1:]
         if ended is None and not gone and newest and newest[0].is_open(now):
             return held
-        return tariff.apply(store, accounts.settle_run(held, run_id, now, ended), run_id)
+        held = accounts.settle_run(held, run_id, now, ended)
+        return tariff.apply(table, held, run_id) if table else held
 
     held = open_ledger(store).change(account_name(run_id, run.experiment), settled)
     return _receipt(store, held, run_id)

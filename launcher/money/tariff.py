@@ -37,6 +37,14 @@ class Rate:
     on_demand: int | None
 
 
+@dataclass(frozen=True)
+class Table:
+    """The places of the launch at ``launched``, in milliseconds since the epoch."""
+
+    launched: int
+    rates: tuple[Rate, ...]
+
+
 def of(profile: Profile, task: Mapping[str, Any], root: Path | None = None) -> list[Rate]:
     """Every place that SkyPilot may take the task to; none where the profile or nobody says the price."""
     if profile.price_per_hour is not None or profile.backend != "sky":
@@ -63,18 +71,22 @@ def keep(store: Store, run: str, launched: int, rates: Sequence[Rate]) -> None:
     store.put_bytes(_key(run), json.dumps(values, separators=(",", ":")).encode())
 
 
-def apply(store: Store, held: Account, run: str) -> Account:
-    """The account with the run's attempts at the prices of the places that they had. An attempt whose place
-    or market is not known, or that an earlier launch began, stays as it was reserved. Raises StoreError."""
+def read(store: Store, run: str) -> Table | None:
+    """The table of the run's last launch; None where it left none. Raises StoreError."""
     data = store.get_bytes(_key(run))
     if data is None:
-        return held
+        return None
     values = json.loads(data)
-    rates = [Rate(*cells) for cells in values["rates"]]
+    return Table(values["launched"], tuple(Rate(*cells) for cells in values["rates"]))
+
+
+def apply(table: Table, held: Account, run: str) -> Account:
+    """The account with the run's attempts at the prices of the places that they had. An attempt whose place
+    or market is not known, or that an earlier launch began, stays as it was reserved."""
     entries = dict(held.entries)
     for entry in held.of(run):
-        if entry.attempt is not None and entry.launched >= values["launched"]:
-            entries[entry.key] = _priced(entry, rates)
+        if entry.attempt is not None and entry.launched >= table.launched:
+            entries[entry.key] = _priced(entry, table.rates)
     return replace(held, entries=entries)
 
 

@@ -104,9 +104,11 @@ def test_what_an_earlier_launch_began_stays(store: FileStore) -> None:
     tariff.keep(store, "r", LONG_AGO, tariff.of(profile, task, CATALOGS))
     old = Entry("r-0", "r", 1, LONG_AGO - 1, LONG_AGO, cloud="aws", region="us-east-1", attempt=1)
     held = account.reserve(account.Account(), old, ABOUT)
-    assert tariff.apply(store, held, "r") == held
+    table = tariff.read(store, "r")
+    assert table
+    assert tariff.apply(table, held, "r") == held
     new = replace(old, key="r-1", launched=LONG_AGO, until=LONG_AGO + HOUR_MS, attempt=2)
-    prices_now = [e.price for e in tariff.apply(store, account.reserve(held, new, ABOUT), "r").of("r")]
+    prices_now = [e.price for e in tariff.apply(table, account.reserve(held, new, ABOUT), "r").of("r")]
     assert prices_now == [1, 55.04 * MICROS]
 
 
@@ -138,7 +140,9 @@ def test_a_launch_keeps_its_table_and_says_no_market_that_it_does_not_know(
     assert (booked.entry.market, booked.entry.price) == (market, reserved * MICROS)
     assert (booked.entry.on_demand is None) == (market == "spot-first")
     adopted = account.adopt(open_ledger(store).read("runs/r"), booked.entry.key, 1, {"region": "us-east-2"})
-    [entry] = tariff.apply(store, adopted, "r").of("r")
+    table = tariff.read(store, "r")
+    assert table
+    [entry] = tariff.apply(table, adopted, "r").of("r")
     assert entry.price == paid * MICROS
 
 
