@@ -173,6 +173,13 @@ def parsed(flag: str, parse: Callable[[str], _Parsed], text: str) -> _Parsed:
         raise UserError(f"{flag}: {error.message}", hint=error.hint) from error
 
 
+def in_hours(flag: str, text: str | None) -> float | None:
+    """The hours that a flag was given, as 36h or 2d; None where it was not."""
+    from launcher.money.amounts import parse_duration
+
+    return parsed(flag, parse_duration, text) / 3600 if text else None
+
+
 def writable(flag: str, path: Path | None) -> None:
     """Raises UserError when no file can be written at ``path``: before the work for it is done."""
     if path is None:

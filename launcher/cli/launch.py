@@ -23,8 +23,8 @@ from launcher.cli.common import (
     StageArgument,
     ZoneOption,
     cluster_name,
+    in_hours,
     market,
-    parsed,
     print_json,
     say,
     stage_name,
@@ -112,7 +112,6 @@ def launch(
     from launcher import launch as flow
     from launcher import pipeline, summary
     from launcher.clusters import Placement
-    from launcher.money.amounts import parse_duration
     from launcher.money.caps import from_flags
     from launcher.plan import Request
 
@@ -133,7 +132,7 @@ def launch(
         preemptions=preemptions,
         secrets=secrets,
         caps=from_flags(budget, max_hourly, deadline, experiment, experiment_budget),
-        work=parsed("--work", parse_duration, work) / 3600 if work else None,
+        work=in_hours("--work", work),
         first=first,
         last=last,
         resume=resume,

@@ -21,6 +21,7 @@ from launcher.cli.common import (
     StageArgument,
     ZoneOption,
     cluster_name,
+    in_hours,
     parsed,
     print_json,
     print_table,
@@ -102,8 +103,8 @@ def plan(
         placement=clusters.Placement(region, zone, gpus, "spot" if spot else None),
     )
     writable("--plot", plot)
-    hours = parsed("--work", amounts.parse_duration, work) / 3600 if work else None
-    limit = parsed("--deadline", amounts.parse_duration, deadline) / 3600 if deadline else None
+    takes = in_hours("--work", work)
+    limit = in_hours("--deadline", deadline)
     cap = parsed("--budget", amounts.parse_dollars, budget) if budget else None
     planned, task = _planned(request, found)
     spec = planned.spec.sky
@@ -113,8 +114,8 @@ def plan(
         estimate.work_of(
             planned.values,
             mfu=mfu,
-            hours=hours,
-            past=() if hours else estimate.past_of(found, planned.name, planned.config_name),
+            hours=takes,
+            past=() if takes else estimate.past_of(found, planned.name, planned.config_name),
         ),
         gpu_gb=spec.min_gpu_memory_gb,
         markets=("spot",) if spot else ("on-demand",) if spec.spot is False else MARKETS,

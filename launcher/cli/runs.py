@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from launcher.cli.common import Context, JsonOption, ProjectOption, print_json, print_table, say
+
+if TYPE_CHECKING:
+    from launcher.backends import State
+    from launcher.project import Project
+    from launcher.runs import Run
 
 app = typer.Typer(help="List, show, follow and cancel runs.", no_args_is_help=True)
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or the beginning of it.")]
@@ -93,22 +98,13 @@ def cancel(
     context: typer.Context, run: RunArgument, project: ProjectOption = None, json: JsonOption = False
 ) -> None:
     """Stop a run. It saves a checkpoint first if it can; launching it again resumes there."""
-    from launcher import backends, history, runs
+    from launcher import runs
 
     known: Context = context.obj
     known.no_script_args()
     found = known.project(project)
     record = runs.load(found.runs, run)
-    backend = backends.get(record.backend)
-    folder = runs.directory(found.runs, record.run_id)
-    before = backend.status(folder)
-    if before.active:
-        backend.cancel(folder)
-        if receipt := history.settle(found, record):
-            say(receipt)
-        if trouble := history.track(found, record):
-            say(trouble)
-    after = backend.status(folder)
+    before, after = _stop(found, record, release=False)
     if json:
         print_json({"run_id": record.run_id, "status": after.status})
     elif before.active:
@@ -167,7 +163,7 @@ def down(
     project: ProjectOption = None,
 ) -> None:
     """Stop a run if it is active and release the nodes that it still holds."""
-    from launcher import backends, history, runs
+    from launcher import runs
     from launcher.errors import Refused, UserError
 
     known: Context = context.obj
@@ -178,16 +174,8 @@ def down(
     troubled = []
     for record in runs.every(found.runs) if run is None else [runs.load(found.runs, run)]:
         try:
-            backend = backends.get(record.backend)
-            folder = runs.directory(found.runs, record.run_id)
-            if active := backend.status(folder).active:
-                backend.cancel(folder)
-                if receipt := history.settle(found, record):
-                    say(receipt)
-            backend.down(folder)
-            if active and (trouble := history.track(found, record)):
-                say(trouble)
-            print(f"{record.run_id} is {backend.status(folder).status.lower()} and holds no node")
+            _, after = _stop(found, record, release=True)
+            print(f"{record.run_id} is {after.status.lower()} and holds no node")
         except Refused as error:  # the others are brought down all the same
             if not every:
                 raise
@@ -198,3 +186,22 @@ def down(
             f"{len(troubled)} of the runs could not be brought down: {', '.join(troubled)}",
             hint="they may hold nodes; the same command tries again",
         )
+
+
+def _stop(project: Project, record: Run, *, release: bool) -> tuple[State, State]:
+    """Cancel the run if it is active and settle what it cost; with ``release`` give back what it holds, even
+    if it has ended. Its state before and after. MLflow comes last: neither nodes nor money wait for it."""
+    from launcher import backends, history, runs
+
+    backend = backends.get(record.backend)
+    folder = runs.directory(project.runs, record.run_id)
+    before = backend.status(folder)
+    if before.active:
+        backend.cancel(folder)
+        if receipt := history.settle(project, record):
+            say(receipt)
+    if release:
+        backend.down(folder)
+    if before.active and (trouble := history.track(project, record)):
+        say(trouble)
+    return before, backend.status(folder)

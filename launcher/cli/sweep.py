@@ -23,8 +23,8 @@ from launcher.cli.common import (
     StageArgument,
     ZoneOption,
     cluster_name,
+    in_hours,
     market,
-    parsed,
     print_json,
     print_table,
     say,
@@ -87,7 +87,6 @@ def sweep(
     from launcher import launch as flow
     from launcher.clusters import Placement
     from launcher.clusters import load as load_profile
-    from launcher.money.amounts import parse_duration
     from launcher.money.caps import Caps, from_flags
     from launcher.plan import Request
     from launcher.sweep import run
@@ -110,7 +109,7 @@ def sweep(
         nodes=nodes,
         placement=Placement(region, zone, gpus, market(spot, on_demand, spot_first)),
         secrets=secrets,
-        work=parsed("--work", parse_duration, work) / 3600 if work else None,
+        work=in_hours("--work", work),
         command=flow.command_line(known.argv),
     )
     name = name or run.default_name(request, space)

@@ -7,7 +7,9 @@ import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
+
+from tests.served import served
 
 FAKE_CREDENTIALS = {
     "AWS_ACCESS_KEY_ID": "fake",
@@ -94,9 +96,6 @@ def serve(bucket: str) -> Iterator[tuple[str, Gate]]:
         def log_message(self, format: str, *args: object) -> None:
             """Say nothing: the requests are not what the test is about."""
 
-    proxy = ThreadingHTTPServer(("127.0.0.1", 0), Proxy)
-    proxy.daemon_threads = True
-    threading.Thread(target=proxy.serve_forever, daemon=True).start()
     client = boto3.client(
         "s3",
         endpoint_url=f"http://{host}:{port}",
@@ -106,9 +105,10 @@ def serve(bucket: str) -> Iterator[tuple[str, Gate]]:
     )
     client.create_bucket(Bucket=bucket)
     try:
-        yield f"http://127.0.0.1:{proxy.server_address[1]}", gate
+        with served(Proxy) as address:
+            try:
+                yield f"http://{address}", gate
+            finally:
+                gate.hold()
     finally:
-        gate.hold()
-        proxy.shutdown()
-        proxy.server_close()
         moto.stop()

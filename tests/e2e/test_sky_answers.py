@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from launcher import runs
 from launcher.agent.limits import FINAL
 from launcher.backends import local, sky
 from tests.e2e.conftest import make_project
+from tests.served import served
 
 ROOT = Path(__file__).parents[2]
 SUBMIT = """\
@@ -95,16 +96,11 @@ def api_server(answer: int | None) -> Iterator[tuple[str, list[dict[str, Any]]]]
         def log_message(self, *_: object) -> None:
             return
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", taken
-    finally:
-        over.set()
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with served(Handler) as address:
+        try:
+            yield f"http://{address}", taken
+        finally:
+            over.set()
 
 
 def submit(tmp_path: Path, address: str, how: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from launcher import project
 from launcher.artifacts.store import FileStore, S3Store, Store
 from tests.rig import Rig, make_rig
 from tests.unit.config_files import Write
@@ -133,3 +134,13 @@ def write(folder: Path) -> Write:
         return folder / name
 
     return put
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> project.Project:
+    """A project without stages, with the shipped profiles."""
+    for name in ("NEMO_SKY_ARTIFACTS", "NEMO_SKY_TRACKING", "AWS_ENDPOINT_URL"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "nemo-sky.yaml").write_text("")
+    (tmp_path / "clusters").symlink_to(Path(__file__).parents[2] / "clusters")
+    return project.read(tmp_path)

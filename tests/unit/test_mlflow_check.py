@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.server
 import os
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ import pytest
 
 from launcher.errors import Refused, UserError
 from launcher.lineage import mlflow_client, mlflow_view
+from tests.served import served
 from tests.unit.mlflow_events import (
     journal_of,
     started,
@@ -50,12 +50,8 @@ def server(status: int, body: bytes) -> Iterator[tuple[str, list[str | None]]]:
         def log_message(self, format: str, *args: Any) -> None:
             pass
 
-    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as running:
-        thread = threading.Thread(target=running.serve_forever, args=(0.02,))
-        thread.start()
-        yield f"http://127.0.0.1:{running.server_address[1]}/base/", seen
-        running.shutdown()
-        thread.join()
+    with served(Handler) as address:
+        yield f"http://{address}/base/", seen
 
 
 def test_check_of_a_server(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,13 +14,13 @@ from launcher.money import account
 from launcher.money.ledger import open_ledger
 from tests.rig import until
 from tests.unit.test_ledger import ABOUT, ONE
-from tests.unit.test_plan import add_stage, place  # noqa: F401
+from tests.unit.test_plan import add_stage
 
 ASKED = plan.Request("f", "x")
 
 
 @pytest.fixture
-def begun(place: project.Project) -> tuple[plan.Plan, runs.Run]:  # noqa: F811
+def begun(place: project.Project) -> tuple[plan.Plan, runs.Run]:
     """A stage, and its run as a pipeline recorded it: its fingerprint was not known then."""
     add_stage(place.root, "f/x")
     (draft,) = plan.plans(ASKED, place, plan.select(ASKED, place))
@@ -30,7 +30,7 @@ def begun(place: project.Project) -> tuple[plan.Plan, runs.Run]:  # noqa: F811
 
 
 def test_a_stage_that_has_not_begun_is_not_launched_beside_itself(
-    place: project.Project,  # noqa: F811
+    place: project.Project,
     begun: tuple[plan.Plan, runs.Run],
 ) -> None:
     draft, run = begun
@@ -52,7 +52,7 @@ def with_budget(held: account.Account, run_id: str, owner: str | None) -> accoun
 
 @pytest.mark.parametrize("experiment", [None, "e"])
 def test_a_run_under_a_cap_is_no_stage_of_a_pipeline(
-    place: project.Project,  # noqa: F811
+    place: project.Project,
     begun: tuple[plan.Plan, runs.Run],
     experiment: str | None,
 ) -> None:

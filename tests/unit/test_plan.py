@@ -36,15 +36,6 @@ def add_stage(root: Path, name: str, output: str | None = None, more: str = "", 
     return script
 
 
-@pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> project.Project:
-    for name in ("NEMO_SKY_ARTIFACTS", "NEMO_SKY_TRACKING", "AWS_ENDPOINT_URL"):
-        monkeypatch.delenv(name, raising=False)
-    (tmp_path / "nemo-sky.yaml").write_text("")
-    (tmp_path / "clusters").symlink_to(ROOT / "clusters")
-    return project.read(tmp_path)
-
-
 def chain(root: Path) -> None:
     """A family whose order by name is not its order by need."""
     add_stage(root, "f/a-eval", "f-report", model="art://f-tuned", data="art://f-data")

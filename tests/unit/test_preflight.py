@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import threading
 from base64 import b64encode
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from launcher.artifacts.s3_store import S3Store
 from launcher.artifacts.store import open_store
 from launcher.errors import Refused
 from tests.e2e.s3 import FAKE_CREDENTIALS, serve
+from tests.served import served
 
 ROOT = Path(__file__).parents[2]
 
@@ -50,11 +50,8 @@ class Registry(BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def registry() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Registry)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-    server.server_close()
+    with served(Registry) as address:
+        yield address
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from launcher import preflight, quota
 from launcher.cli.main import main
 from launcher.errors import Refused
 from tests.e2e.s3 import FAKE_CREDENTIALS
+from tests.served import served
 
 ROOT = Path(__file__).parents[2]
 HEADER = (
@@ -60,15 +60,12 @@ def account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     catalog.parent.mkdir()
     lines = [f"p5.48xlarge,H100,8,192,2048,,98.32,30.5,{region},{region}a,x86_64\n" for region in LIMITS]
     catalog.write_text(HEADER + "".join(lines))
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Quotas)
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     monkeypatch.setenv("NEMO_SKY_CATALOGS", str(tmp_path))
-    monkeypatch.setenv("AWS_ENDPOINT_URL_SERVICE_QUOTAS", f"http://127.0.0.1:{server.server_address[1]}")
     for name, value in FAKE_CREDENTIALS.items():
         monkeypatch.setenv(name, value)
-    yield catalog
-    server.shutdown()
-    server.server_close()
+    with served(Quotas) as address:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_SERVICE_QUOTAS", f"http://{address}")
+        yield catalog
 
 
 def task(nodes: int, infra: str = "aws", *, spot: bool = False) -> dict[str, object]:
