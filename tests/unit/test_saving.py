@@ -47,7 +47,7 @@ def test_no_other_interval_costs_much_less(checkpoint: float, between: float) ->
 def test_dear_checkpoints_and_lasting_nodes_are_saved_less_often(
     checkpoint: float, between: float, more: float
 ) -> None:
-    """Where the one formula holds for both: at a checkpoint of twice ``between`` Daly's own goes from M to 8/9 M."""
+    """On either side of a checkpoint of twice ``between``: there Daly's own falls from M to 8/9 M."""
     if checkpoint < between * 2 or checkpoint >= between * more * 2:
         assert interval(checkpoint, between * more) > interval(checkpoint, between)
     if checkpoint * more < between / 2:
