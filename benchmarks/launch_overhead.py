@@ -1,6 +1,6 @@
 """Seconds from the command to the first training step: `nemo-sky launch` beside a bare `sky launch`.
 
-    python benchmarks/launch_overhead.py [--rounds 3]
+    python -m benchmarks.launch_overhead [--rounds 3]
 
 Both train the same stage with the same config on a real Slurm of this machine (see tests/rigs), on a cluster
 of their own, with SkyPilot's API server already up. The bare one runs torchrun on the script itself: no

@@ -1,6 +1,6 @@
 """The best validation loss for the same money: `nemo-sky sweep` beside a grid.
 
-    python benchmarks/sweep.py [--budget 70] [--trials 30] [--out FILE]
+    python -m benchmarks.sweep [--budget 70] [--trials 30] [--out FILE]
 
 Both search learning rate, initial spread and weight decay of a small `tiny pretrain`, each over three
 decades, with no hint of where it is good. The grid has the low end, the middle and the high end of each, 27

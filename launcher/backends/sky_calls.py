@@ -276,17 +276,8 @@ def cluster_job(name: str) -> Job | None:
 
 def managed_job(name: str, task: int = 0) -> Job | None:
     """The newest managed job called ``name``, of a pipeline its stage ``task``; None when there is none."""
-    fields = [
-        "job_id",
-        "task_id",
-        "job_name",
-        "status",
-        "recovery_count",
-        "failure_reason",
-        "cloud",
-        "region",
-    ]
-    fields += ["zone", "current_cluster_name", "infra", "user_hash", "schedule_state"]
+    fields = ["job_id", "task_id", "job_name", "status", "recovery_count", "failure_reason"]
+    fields += ["cloud", "region", "zone", "infra", "current_cluster_name", "user_hash", "schedule_state"]
     with calls() as sky:
         try:
             records, *_ = sky.get(sky.jobs.queue_v2(refresh=False, name_match=name, fields=fields))

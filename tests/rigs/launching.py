@@ -59,8 +59,8 @@ class Launches:
 
     def finish(self, run_id: str, seconds: float = 400) -> dict[str, Any]:
         """Wait for the run's end without following it; what `runs show` says then."""
-        # A process each time, which imports SkyPilot: asked without a pause it takes a core from the run.
-        until(lambda: self.show(run_id)["status"] in ENDS, seconds, every=5)
+        # Each time a process that imports SkyPilot and asks a node: more often, it takes a core from the run.
+        until(lambda: self.show(run_id)["status"] in ENDS, seconds, every=15)
         return self.show(run_id)
 
     def model(self, run_id: str) -> dict[str, Any]:
