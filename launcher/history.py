@@ -150,6 +150,8 @@ def attempt_facts(events: list[dict[str, Any]]) -> dict[str, Any]:
             case "metrics":
                 for point in event["points"]:
                     facts["metrics"][point["key"]] = point["value"]
+            case "notice":
+                facts["status"] = "preempted"  # unless it lives to write its end
             case "output":
                 manifest = event["manifest"]
                 facts["output"] = f"art://{manifest['name']}:v{manifest['version']}"

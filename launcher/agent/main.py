@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from launcher.agent import inputs, limits, output, rendezvous, saving, watch
+from launcher.agent import inputs, limits, notice, output, rendezvous, saving, watch
 from launcher.agent.ends import (
     BAD_OUTPUT,
     END_RETRY_S,
@@ -42,7 +42,7 @@ from launcher.agent.job import Job, Node, read_job, read_node
 from launcher.agent.metrics import MetricsFile
 from launcher.agent.network import gloo_interface
 from launcher.agent.processes import Guarded, adopt_orphans
-from launcher.agent.purse import Purse, obey
+from launcher.agent.purse import Purse, look, obey
 from launcher.agent.ray_cluster import RayNode
 from launcher.agent.record import Record
 from launcher.agent.rendezvous import Attempt
@@ -96,6 +96,7 @@ def main(arguments: Sequence[str]) -> int:
         say(error.reason)
         return error.code
     except Interrupted:
+        stop.linger("nothing was running yet")
         say(f"{stop.why.reason}: nothing was running yet")
         return stop.why.code
 
@@ -106,7 +107,6 @@ def lead(order: Order) -> int:
     with ends_with(NO_STORE), stop.interruptible():
         attempt = insist(lambda: rendezvous.claim(store, job.run_id), START_RETRY_S)
         before = insist(lambda: output.spent_before(store, job.run_id, attempt.number), START_RETRY_S)
-    obey(attempt, stop)
     say(f"run {job.run_id}, attempt {attempt.number}, {node.count} node{'s' if node.count > 1 else ''}")
     clock = output.Clock(before, time.time(), job.price_per_hour)
     purse = Purse(job, node, attempt, stop)
@@ -125,6 +125,7 @@ def lead(order: Order) -> int:
     except Ended as error:
         outcome = Outcome(error.status, error.code, error.reason)
     except Interrupted:
+        stop.linger("nothing was running yet")
         outcome = replace(stop.why, reason=f"{stop.why.reason}, before the command ran")
     finally:
         with contextlib.suppress(StoreError):
@@ -164,6 +165,8 @@ def carry_out(order: Order, attempt: Attempt, record: Record, clock: output.Cloc
             config = inputs.script_config(job, node, found)
     finally:
         record.event("attempt_started", **started(order, attempt, config, found, pace))
+    obey(attempt, stop, lambda why, at: record.event("notice", reason=why, leaves_at=at))
+    notice.heed(node, attempt, stop)
     with ends_with(NO_STORE), stop.interruptible():
         if pace:
             insist(lambda: attempt.write(SAVING, {"steps": pace.steps}), START_RETRY_S)
@@ -188,7 +191,9 @@ def carry_out(order: Order, attempt: Attempt, record: Record, clock: output.Cloc
     saved: int | None = None
     with in_cluster(order, attempt) as (_, env):
         code = stop.run(Guarded(order.command, env=env))
-        if stop.number and stop.why.code == INTERRUPTED:
+        if code and not stop.number:
+            look(attempt, stop)
+        if stop.number and stop.why.code == INTERRUPTED and stop.leaves_at is None:
             record.event("interrupted", signal=stop.name)
         try:
             saved = watcher.finish(START_RETRY_S if code else END_RETRY_S)
@@ -197,6 +202,7 @@ def carry_out(order: Order, attempt: Attempt, record: Record, clock: output.Cloc
         with contextlib.suppress(StoreError):  # the others then go by the head's silence
             insist(lambda: attempt.end(code), 0 if trouble else START_RETRY_S)
     if stop.number:
+        stop.linger(standing(saved, trouble))
         return replace(stop.why, reason=f"{stop.why.reason}; {standing(saved, trouble)}")
     if code:
         return Outcome("failed", code, f"the command {describe(code)}; {standing(saved, trouble)}")
@@ -219,6 +225,7 @@ def take_part(order: Order) -> int:
     with ends_with(NO_STORE), stop.interruptible():
         attempt, step = insist(lambda: rendezvous.join(store, job.run_id, node.rank), START_RETRY_S)
     obey(attempt, stop)
+    notice.heed(node, attempt, stop)
     with ends_with(NO_INPUT), stop.interruptible():
         found = insist(lambda: inputs.resolve(job, store), START_RETRY_S)
         config = inputs.script_config(job, node, found)
@@ -230,12 +237,13 @@ def take_part(order: Order) -> int:
     with in_cluster(order, attempt) as (ray, env):
         if ray:
             ray.serve(attempt.ended, stop.overdue)
-        elif (code := stop.run(Guarded(order.command, env=env))) and not stop.number:
+        elif (code := stop.run(Guarded(order.command, env=env))) and not (stop.number or look(attempt, stop)):
             say(f"the command {describe(code)}")
             watcher.finish_as_failed_member()
             return code
         ended = watcher.finish_as_member(MEMBER_WAIT_S, stop.overdue)
     if stop.number:
+        stop.linger("its command has ended")
         return stop.why.code
     if ended is None:
         raise Ended(NO_STORE, f"node 0 did not say within {MEMBER_WAIT_S:.0f} s that it has ended")

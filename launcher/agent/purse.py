@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from launcher.agent import fuse
 from launcher.agent.ends import (
@@ -37,7 +38,7 @@ from launcher.agent.ends import (
 )
 from launcher.agent.job import Job, Node
 from launcher.agent.output import Clock, Spent
-from launcher.agent.rendezvous import Attempt
+from launcher.agent.rendezvous import STOP, Attempt
 from launcher.agent.stop import Stop
 from launcher.artifacts.deadline import within
 from launcher.artifacts.store import StoreError
@@ -254,18 +255,29 @@ class Purse:
         return Outcome(BUDGET_REACHED, BUDGET, f"{BUDGET_REACHED} ({money(self._entry.cost)} this attempt)")
 
 
-def obey(attempt: Attempt, stop: Stop) -> None:
-    """Stop when node 0's purse is empty, or when the run is cancelled. Watches in a thread."""
+def obey(attempt: Attempt, stop: Stop, noticed: Callable[[str, float], None] = lambda *_: None) -> None:
+    """Stop when node 0's purse is empty, when the run is cancelled, or when an instance is to go, of which
+    ``noticed`` gets the reason and the time. Watches in a thread: after a notice also for the others."""
 
     def watch() -> None:
-        while True:
-            with contextlib.suppress(StoreError):
-                if facts := attempt.read("stop.json"):
-                    stop.ask(Outcome(facts["status"], facts["code"], facts["reason"]))
-                    return
+        waiting = False
+        while (facts := look(attempt, stop)) is None or facts.get("leaves_at") is not None:
+            if facts and not waiting:
+                noticed(facts["reason"], facts["leaves_at"])
+                waiting = True
             time.sleep(_POLL_S)
 
     threading.Thread(target=watch, name="obey", daemon=True).start()
+
+
+def look(attempt: Attempt, stop: Stop) -> dict[str, Any] | None:
+    """Whether every node is to stop now, and why. A command may fail because another node's has ended for
+    that reason: then the reason is in the store already."""
+    with contextlib.suppress(StoreError):
+        if facts := attempt.read(STOP):
+            stop.ask(Outcome(facts["status"], facts["code"], facts["reason"]), facts.get("leaves_at"))
+            return facts
+    return None
 
 
 def _booted(cloud: str | None, now: int, setup: int) -> int:

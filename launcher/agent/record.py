@@ -49,17 +49,20 @@ class Record:
         self._sending = threading.Lock()
         self._soon = threading.Event()
         self._closing = False
-        self._begun = False
+        self._begun = self._ended = False
         self._thread = threading.Thread(target=self._flush_often, name="journal", daemon=True)
         self._mirror = Mirror(store, run_id, path, tracking)
         self._system.start()
         self._thread.start()
 
     def event(self, type: str, **fields: Any) -> None:
-        """Append one event; it reaches the store and MLflow at once, as far as they answer."""
+        """Append one event; it reaches the store and MLflow at once, as far as they answer. The attempt's end
+        is the last: a notice that comes with it changes nothing."""
         with self._collecting:
+            if self._ended:
+                return
             self._journal.append(type, **fields)
-            self._begun = True
+            self._begun, self._ended = True, type == "attempt_ended"
         self._soon.set()
 
     def mlflow_run(self, wait_s: float) -> str | None:
@@ -70,7 +73,7 @@ class Record:
         """Journal the metrics that have come; ``final`` says that no more will. The journal's first event
         says whose they are: before it they wait, however long the attempt takes to begin."""
         with self._collecting:
-            if not self._begun:
+            if not self._begun or self._ended:
                 return
             for type, points in (("metrics", self._metrics.points(final)), ("system", self._system.take())):
                 if points:

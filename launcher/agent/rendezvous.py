@@ -4,7 +4,8 @@
     runs/RUN_ID/attempts/K/node-R.json    node R asks to join, with an id of its own
     runs/RUN_ID/attempts/K/node-R.ok      node 0 answers that id: from which checkpoint all go on
     runs/RUN_ID/attempts/K/saved.json     node 0's trainer has saved this step: every node uploads its part
-    runs/RUN_ID/attempts/K/stop.json      node 0 or whoever cancels the run: every node saves and ends
+    runs/RUN_ID/attempts/K/stop.json      node 0, whoever cancels the run, or the node whose instance is to
+                                          go: every node saves and ends
     runs/RUN_ID/attempts/K/end.json       node 0's command has ended and what it saved is committed
 
 An earlier attempt that was killed looks like one that starts; only a living node 0 answers.
@@ -21,6 +22,7 @@ from typing import Any
 from launcher.agent.ends import NO_STORE, Ended
 from launcher.artifacts.store import Store
 
+STOP = "stop.json"
 JOIN_S = 900.0  # nodes of one launch start within minutes of each other
 _POLL_S = 0.2
 
@@ -52,9 +54,12 @@ class Attempt:
         """Node 0 is done with its command, which ended with ``code``."""
         self.write("end.json", {"code": code})
 
-    def stop(self, status: str, code: int, reason: str | None) -> None:
-        """Every node is to save and to end like this."""
-        self.write("stop.json", {"status": status, "code": code, "reason": reason})
+    def stop(self, status: str, code: int, reason: str | None, leaves_at: float | None = None) -> None:
+        """Every node is to save and to end like this. With ``leaves_at``, when an instance goes, in seconds
+        since the epoch, they wait for that: any other reason stands above it."""
+        facts = {"status": status, "code": code, "reason": reason, "leaves_at": leaves_at}
+        key = f"{_folder(self.run_id)}/{self.number}/{STOP}"
+        self.store.put_bytes(key, json.dumps(facts).encode(), if_absent=leaves_at is not None)
 
     def ended(self) -> int | None:
         values = self.read("end.json")

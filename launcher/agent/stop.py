@@ -2,6 +2,9 @@
 
 While the command runs, a signal is passed on to it and it may save; a second one, or the end of its time,
 kills it. Before and after, a signal ends what is inside ``interruptible`` and lets the rest finish.
+
+After a cloud's notice (``launcher.agent.notice``) the agent outlives its command: to SkyPilot an exit on
+instances that still live is a failed program, which it does not recover.
 """
 
 from __future__ import annotations
@@ -18,6 +21,8 @@ from launcher.agent.ends import INTERRUPTED, Interrupted, Outcome, say
 from launcher.agent.processes import Guarded, sweep
 
 GRACE_S = 120.0
+LINGER_S = 300.0  # beyond the announced time: by then an instance is gone, or the cloud has let it live
+_POLL_S = 0.2
 
 
 class Stop:
@@ -25,7 +30,10 @@ class Stop:
 
     def __init__(self) -> None:
         self.number: int | None = None
+        self.leaves_at: float | None = None  # seconds since the epoch, while a notice is why it stops
         self._asked: Outcome | None = None
+        self._asking = threading.Lock()  # of threads: a signal's handler never takes it
+        self._again = False
         self.grace_s = float(os.environ.get("NEMO_SKY_GRACE_S") or GRACE_S)
         self._since: float | None = None
         self._command: Guarded | None = None
@@ -43,14 +51,36 @@ class Stop:
         """How an attempt ends that was stopped."""
         return self._asked or Outcome("interrupted", INTERRUPTED, self.name)
 
-    def ask(self, why: Outcome) -> None:
-        """From any thread: stop as after a SIGTERM, and end like this. A signal that came before counts."""
-        if self.number is None:
-            self._asked = why
-            os.kill(os.getpid(), signal.SIGTERM)
+    def ask(self, why: Outcome, leaves_at: float | None = None) -> None:
+        """From any thread: stop as after a SIGTERM, and end like this. What came first counts, with two
+        exceptions: ``leaves_at``, a notice's time, also when a signal came before, as that of a machine that
+        shuts down; and after a notice any other reason, which ends ``linger``."""
+        with self._asking:
+            if leaves_at is None and self.leaves_at is not None:
+                self._asked, self.leaves_at = why, None
+                return
+            if self._asked or (leaves_at is None and self.number):
+                return
+            self._asked, self.leaves_at = why, leaves_at
+            if self.number is None:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    def linger(self, standing: str) -> None:
+        """After a notice, wait for the instance to go. Returns at once without one; else when a signal or
+        another reason to stop comes, and when the instance is still there long after its time."""
+        if (leaves_at := self.leaves_at) is None:
+            return
+        say(f"{self.why.reason}; {standing}; waiting until it is gone")
+        while self.leaves_at is not None and not self._again:
+            if time.time() > leaves_at + LINGER_S:
+                say("it is still there, and this ends all the same")
+                return
+            time.sleep(_POLL_S)
 
     def overdue(self) -> bool:
         """Whether a signal came and the time to save is over."""
+        if self.leaves_at is not None and not self._again:
+            return time.time() > self.leaves_at + LINGER_S
         return self._since is not None and time.monotonic() - self._since > self.grace_s
 
     @contextmanager
@@ -82,12 +112,15 @@ class Stop:
 
     def _caught(self, number: int, frame: FrameType | None) -> None:
         first = self.number is None
+        again, self._again = self._again, not first
         if first:
             self.number = number
             self._since = time.monotonic()
         if self._command is not None:
             if first:
                 self._pass_on(self._command)
+            elif self.leaves_at is not None and not again:  # a machine that shuts down sends one, too
+                say(f"{signal.Signals(number).name}: this ends as soon as the command has saved")
             else:
                 say("a second signal: killing the command")
                 self._command.kill()
@@ -95,8 +128,11 @@ class Stop:
             raise Interrupted(number)
 
     def _pass_on(self, command: Guarded) -> None:
-        say(f"{self.why.reason}: the command has {self.grace_s:g} s to save and end")
+        seconds = self.grace_s
+        if self.leaves_at is not None:
+            seconds = min(seconds, max(round(self.leaves_at - time.time()), 1))
+        say(f"{self.why.reason}: the command has {seconds:g} s to save and end")
         command.terminate()
-        timer = threading.Timer(self.grace_s, command.kill)
+        timer = threading.Timer(seconds, command.kill)
         timer.daemon = True
         timer.start()

@@ -8,6 +8,8 @@ Each event has ``seq`` (1, 2, ...), ``ts`` (seconds since the epoch) and ``type`
     metrics, system  points [{key, value, step, ts}], ts in seconds
     checkpoint       step, uri, bytes, seconds
     restored         step, uri
+    notice           reason, leaves_at: the cloud takes an instance away then, in seconds since the epoch. The
+                     attempt waits for it, so that mostly it has no end of its own
     interrupted      signal
     output           manifest {...}
     attempt_ended    status (succeeded | failed | interrupted | cancelled), exit_code, hours, cost_usd,

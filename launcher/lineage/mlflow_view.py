@@ -166,6 +166,8 @@ def _apply(place: _Run, group: list[Event]) -> None:
             _log(place, place.child, tags={"restored.step": event["step"], "restored.uri": event["uri"]})
         case "interrupted":
             _log(place, place.child, tags={"interrupted": event["signal"]})
+        case "notice":
+            _log(place, place.child, tags={"notice": event["reason"]})
         case "output":
             _output(place, event)
         case "attempt_ended":

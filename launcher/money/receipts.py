@@ -165,9 +165,9 @@ def kept_until(events: Sequence[Event], end: int) -> int | None:
         return None
     checkpoints = [event for event in events if event["type"] == "checkpoint"]
     steps = [point["step"] for event in events if event["type"] == "metrics" for point in event["points"]]
-    if events[-1]["type"] == "attempt_ended":
+    if events[-1]["type"] == "attempt_ended" or any(event["type"] == "notice" for event in events):
         saved = bool(checkpoints) and checkpoints[-1]["step"] >= max(steps, default=0)
-        if saved or events[-1]["status"] == "succeeded":
+        if saved or events[-1].get("status") == "succeeded":
             return end
     return min(max([begun, *map(_ms, checkpoints)]), end)
 
