@@ -74,6 +74,24 @@ def test_three_preemptions_each_during_an_upload(on: Launches, aws: AwsRig, whol
     assert up["uri"] == made["uri"]
 
 
+def test_a_notice_is_time_enough_to_save(on: Launches, aws: AwsRig, whole: dict[str, float]) -> None:
+    """It comes while the interval's first save is held back, and long before the second."""
+    words = ("train.steps=1000", "train.save_interval=400", "train.eval_interval=1000")
+    aws.hold(400)
+    run_id = on.detach(*SHORT, *words, "--spot", "--force")
+    assert eventually(aws.reached, REACHED_S)
+    (victim,) = aws.instances()
+    aws.preempt(victim.id, notice=True, grace_s=40)
+    aws.hold(None)
+    shown = on.finish(run_id, 600)
+    assert (shown["status"], shown["preemptions"]) == ("SUCCEEDED", 1)
+    first, second = shown["attempt_list"]
+    assert first["status"] == "preempted"
+    assert 400 < second["restored_from"] < 1000
+    assert second["restored_from"] != 800, "the notice's own checkpoint, not one of the interval's"
+    assert on.model(run_id)["metadata"]["final_loss"] == pytest.approx(whole["final_loss"], abs=1e-4)
+
+
 def take_away_at(aws: AwsRig, then: int | None, *, notice: bool) -> None:
     """Preempt the one instance while it commits the checkpoint that is held back, and hold that of the step
     ``then`` once it is gone."""

@@ -92,7 +92,7 @@ class Cloud:
         if name == "alive":
             return True
         if name == "preempt":
-            grace_s = self._settings.grace_s if wanted["notice"] else 0.0
+            grace_s = (wanted["grace_s"] or self._settings.grace_s) if wanted["notice"] else 0.0
             if machine := self._machines.get(wanted["instance"]):
                 if wanted["notice"]:
                     machine.notice = datetime.now(UTC) + timedelta(seconds=grace_s)

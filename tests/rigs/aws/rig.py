@@ -66,13 +66,13 @@ class AwsRig:
         found = [Instance(**values) for values in self._order("instances")]
         return [item for item in found if item.state in ("pending", "running") or not running]
 
-    def preempt(self, instance_id: str, *, notice: bool) -> None:
-        """Take a spot instance away: after the notice's grace, or at once.
+    def preempt(self, instance_id: str, *, notice: bool, grace_s: float | None = None) -> None:
+        """Take a spot instance away: after the notice's grace, the rig's own or ``grace_s``, or at once.
 
         Without notice this returns when the machine is dead and EC2 says so. With notice it returns when
         the metadata service announces it.
         """
-        if not self._order("preempt", instance=instance_id, notice=notice):
+        if not self._order("preempt", instance=instance_id, notice=notice, grace_s=grace_s):
             raise ValueError(f"{instance_id} is not running")
         if not notice:
             _until(lambda: instance_id not in {item.id for item in self.instances()}, 30)
