@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 import zlib
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from launcher.plan import Plan, Request, to_task
 from launcher.project import Project
 
 if TYPE_CHECKING:
+    from launcher.artifacts.store import Store
     from launcher.money import booking
 
 
@@ -20,6 +22,7 @@ def write(
     run: runs.Run,
     project: Project,
     request: Request,
+    store: Store,
     booked: booking.Booking | None,
     ours: bool = False,
 ) -> task.Task:
@@ -65,7 +68,7 @@ def write(
                 "submission": uuid.uuid4().hex,
                 "recipe_fingerprint": plan.recipe,
                 **plan.job,
-                "checkpoints": checkpoints_of(plan, project, request),
+                "checkpoints": checkpoints_of(plan, project, request, submitted, store),
                 **(booked.job if booked else {}),
                 "experiment": run.experiment or plan.job["experiment"],
                 "provenance": facts,
@@ -82,9 +85,11 @@ def write(
     return submitted
 
 
-def checkpoints_of(plan: Plan, project: Project, request: Request) -> dict[str, Any] | None:
+def checkpoints_of(
+    plan: Plan, project: Project, request: Request, submitted: task.Task, store: Store
+) -> dict[str, Any] | None:
     """What job.yaml says of checkpoints: of a run on spot also how often it saves, unless the launch itself
-    says that, and how long its nodes are expected to last, in seconds."""
+    says that, and how long its nodes are expected to last, in seconds, by what earlier runs saw too."""
     kept: dict[str, Any] | None = plan.job["checkpoints"]
     spot = plan.managed and (plan.profile.spot or plan.profile.spot_first)
     every = project.money.checkpoint_every
@@ -95,9 +100,12 @@ def checkpoints_of(plan: Plan, project: Project, request: Request) -> dict[str, 
         or any("save_interval" in text for text in request.overrides)
     ):
         return kept
-    from launcher.money import availability  # and NumPy
+    from launcher.money import sightings  # and NumPy
+    from launcher.money.want import want_of
 
-    return {**kept, "every": every, "between_preemptions": availability.mean_stay(availability.load_prior())}
+    want = want_of(submitted)[0]
+    kind = sightings.kind(want.gpus[0], want.count, want.nodes) if want.count else None
+    return {**kept, "every": every, "between_preemptions": sightings.mean_stay(store, kind, time.time())}
 
 
 def task_of(plan: Plan, project: Project, run_id: str) -> task.Task:

@@ -144,7 +144,7 @@ def run_stage(plan: Plan, request: Request, project: Project, store: Store, say:
         booked = booking.book(plan, run, request, project, store, wanted, say)
         try:
             runs.save(project.runs, run)
-            submitted = job.write(plan, run, project, request, booked, ours)
+            submitted = job.write(plan, run, project, request, store, booked, ours)
             count = f"{plan.nodes} node{'s' if plan.nodes > 1 else ''}"
             say(f"  run {run.run_id} on {plan.profile.name}, {count}")
             if plan.profile.backend != "local":

@@ -65,7 +65,7 @@ def launch(
         submitted = []
         for plan, run in stages:
             runs.save(project.runs, run)
-            task = job.write(plan, run, project, request, None)
+            task = job.write(plan, run, project, request, store, None)
             hidden = secrets.of(plan.profile, plan.image, request.secrets)
             submitted.append((runs.directory(project.runs, run.run_id), task, hidden))
             say(f"{plan.name}: run {run.run_id} on {plan.profile.name}")

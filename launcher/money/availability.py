@@ -41,6 +41,8 @@ POOL_WEIGHT = 100.0
 """The same for a pool's own history: pools differ more from zones than zones do from each other."""
 SHRINK = 20.0
 """Flips added to both sides of a cell's observed : expected ratio, so that few flips say little."""
+FIRST_TICKS = 25.0
+"""With fewer ticks of its own, how often a zone turns is taken from the others for the greater part."""
 SHIPPED = Path(__file__).with_name("prior.json")
 
 
@@ -115,9 +117,10 @@ def tally(up: NDArray[np.bool_], price: Floats, start: datetime, gap: float = TI
 
 
 def region(zone: str) -> str:
-    """``us-east-1`` of ``us-east-1a_v100_1``, ``us-central1`` of ``us-central1-a``; else the name itself."""
+    """``us-east-1`` of ``us-east-1a_v100_1``, ``us-central1`` of ``us-central1-a``; else the name without the
+    kind of instance."""
     found = re.match(r"[a-z]+(?:-[a-z]+)+-?\d+", zone)
-    return found[0] if found else zone
+    return found[0] if found else zone.partition("_")[0]
 
 
 @dataclass(frozen=True)
@@ -171,9 +174,7 @@ def chain(prior: Prior, zone: str, *, gap: float = TICK, default_price: float = 
         steps[cell] = base * ((1 - turned) / (1 - flip))[:, None]
         steps[cell, rows, fresh] = turned
     source = own if own.ticks else everyone
-    seen, flips = source.seen.sum(axis=0), source.flips.sum(axis=0)
-    turn_up = float((flips[~UP].sum() + 0.5) / (seen[~UP].sum() + 25))
-    turn_down = float((flips[UP].sum() + 0.5) / (seen[UP].sum() + 25))
+    turn_up, turn_down = _rate(own, everyone, ~UP), _rate(own, everyone, UP)
     return Chain(
         steps=steps,
         price=source.paid / source.ticks if source.ticks else default_price,
@@ -183,6 +184,15 @@ def chain(prior: Prior, zone: str, *, gap: float = TICK, default_price: float = 
     )
 
 
+def _rate(own: Tally, everyone: Tally, of: NDArray[np.bool_]) -> float:
+    """How often per tick a zone turns while its state is one ``of`` these: by its own history, with
+    ``FIRST_TICKS`` ticks added in which it did as the others, so that a zone of which little is known is much
+    like them."""
+    others = (float(everyone.flips[:, of].sum()) + 0.5) / (float(everyone.seen[:, of].sum()) + FIRST_TICKS)
+    turned, seen = float(own.flips[:, of].sum()), float(own.seen[:, of].sum())
+    return (turned + FIRST_TICKS * others) / (seen + FIRST_TICKS)
+
+
 def lives(one: Chain) -> Floats:
     """The ticks that the zone is expected to stay up from now, by age class, over all hours alike."""
     steps = one.steps.mean(axis=0)[np.ix_(UP, UP)]
@@ -190,13 +200,15 @@ def lives(one: Chain) -> Floats:
     return found
 
 
-def mean_stay(prior: Prior, zone: str = "") -> float:
-    """Seconds that a stay in ``zone`` lasts in the mean, from its start to its loss; by the history of all
-    zones where there is none of its own."""
-    single = [one for name, one in prior.items() if "|" not in name]
-    known = [prior[zone]] if zone in prior else single
-    up = sum(float(one.seen[:, UP].sum()) for one in known)
-    turned = sum(float(one.flips[:, UP].sum()) for one in known)
+def mean_stay(prior: Prior, zones: Iterable[str] = ()) -> float:
+    """Seconds that a stay in ``zones`` lasts in the mean, from its start to its loss; the history of all
+    others counts as well, by ``OWN_WEIGHT`` less, for there may be none of their own."""
+    ours = set(zones)
+    known = {
+        name: one * (OWN_WEIGHT if name in ours else 1.0) for name, one in prior.items() if "|" not in name
+    }
+    up = sum(float(one.seen[:, UP].sum()) for one in known.values())
+    turned = sum(float(one.flips[:, UP].sum()) for one in known.values())
     return TICK * (up + 0.5) / (turned + 0.5)
 
 

@@ -2,15 +2,17 @@
 
 Nobody says whether a zone has spot instances: that shows only in our own launches. A zone counts as up until
 it refuses a launch or takes instances away; then as down for a set-up's time, twice that after the next
-failure in a row, and so on. With a deadline, a known amount of work and leave to use on-demand,
-``policy.decide`` chooses, the very function that ``nemo-sky simulate`` replays. Otherwise: stay where it is,
-the cheapest zone that is up, else on-demand where that is allowed, and back to spot once a zone is up.
+failure in a row, and so on; what other runs saw there since counts too. With a deadline, a known amount of
+work and leave to use on-demand, ``policy.decide`` chooses, the very function that ``nemo-sky simulate``
+replays. Otherwise: stay where it is, the cheapest zone that is up, else on-demand where that is allowed, and
+back to spot once a zone is up.
 
 No launch is chosen whose first lease (set-up, one check, a save, teardown) the caps cannot pay.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,6 +20,7 @@ from datetime import UTC, datetime
 from launcher.errors import Refused
 from launcher.money import availability, policy
 from launcher.money.account import HOUR_MS, MICROS, charge
+from launcher.money.availability import Prior
 from launcher.money.lease import Lease
 from launcher.money.policy import ON_DEMAND, Decision, Job, Keep, Launch, Memory, Offer, State, Stop, Wait
 
@@ -51,18 +54,23 @@ class Terms:
 @dataclass(frozen=True)
 class Event:
     """What became of a stay at ``at`` (seconds since the epoch): it was ``launched`` in ``place`` (a zone or
-    ``ON_DEMAND``), or that was ``refused``; it was ``lost``, or ``left``: to move, or as the job failed."""
+    ``ON_DEMAND``), or that was ``refused``; it was ``lost``, or ``left``: to move, or as the job failed.
+    ``price`` in $/h of all nodes; ``zone`` is the place's name in a prior, None where nobody says of what
+    kind its instances are."""
 
     at: float
     place: str
     what: str
+    zone: str | None = None
+    price: float = 0.0
 
 
 @dataclass(frozen=True)
 class Here:
     """The situation. ``spot`` ($/h of all nodes by zone) and ``on_demand`` (None: not allowed) are what may
     be launched; ``place`` is where it runs, since ``since``, None for nowhere. ``work`` left in seconds, None
-    when nobody knows; ``spent`` and ``room`` (None without a cap) in dollars."""
+    when nobody knows; ``spent`` and ``room`` (None without a cap) in dollars. ``others`` are what other runs
+    saw of these zones, ``prior`` (None: the one that comes with nemo-sky) what a plan is made from."""
 
     spot: Mapping[str, float]
     on_demand: float | None
@@ -71,24 +79,46 @@ class Here:
     work: float | None = None
     spent: float = 0.0
     room: float | None = None
+    others: Sequence[Event] = ()
+    prior: Prior | None = None
 
 
 def offers(
-    spot: Mapping[str, float], events: Sequence[Event], now: float, patience: float
+    spot: Mapping[str, float],
+    events: Sequence[Event],
+    now: float,
+    patience: float,
+    others: Sequence[Event] = (),
+    place: str | None = None,
 ) -> tuple[list[Offer], dict[str, Memory]]:
     """What the zones of ``spot`` are taken to be at ``now``, and since when, by the launches of the past.
-    ``patience`` is how long, in seconds, a zone is left alone after a failure."""
+
+    ``patience`` is how long, in seconds, a zone is left alone after a failure. One of another run (``others``)
+    doubles nothing: else many runs that wait would hold each other up for half a day. It says nothing of
+    ``place``, where the job runs.
+    """
     found, memory = [], {}
     for zone, price in spot.items():
-        up, since, failures = True, now - availability.FIRST_AGE, 0
+        up, since, failures, heard = True, now - availability.FIRST_AGE, 0, -math.inf
         for event in sorted((one for one in events if one.place == zone), key=lambda one: one.at):
             if event.what in FAILED:
                 up, since, failures = False, event.at if up else since, failures + 1
                 back = event.at + patience * 2 ** min(failures - 1, DOUBLINGS)
             elif event.what == "launched" and failures:
                 up, since, failures = True, event.at, 0
+            heard = event.at
         if failures and now >= back:
             up, since = True, back
+        theirs = [one for one in others if one.place == zone and one.what in (*FAILED, "launched")]
+        last = max(theirs, key=lambda one: one.at, default=None)
+        if last and last.at > heard and zone != place:
+            if last.what == "launched":
+                up, since = True, last.at if not up else since
+            elif now < last.at + patience:
+                up, since = False, last.at if up else since
+        if up and zone != place:
+            # Nobody has looked since: it is no better known than a zone that is looked at for the first time.
+            since = max(since, now - availability.FIRST_AGE)
         found.append(Offer(zone, price, up))
         memory[zone] = Memory(up, since)
     return found, memory
@@ -107,7 +137,8 @@ def choose(terms: Terms, here: Here, events: Sequence[Event], now: float) -> tup
             return Stop("deadline reached"), "the deadline has passed"
         if not any(_pays(terms, here, place) for place in (*here.spot, ON_DEMAND)):
             return Stop("budget reached"), _too_little(terms, here)
-    market, memory = offers(here.spot, events, now, terms.lease.setup / 1000)
+    patience = terms.lease.setup / 1000
+    market, memory = offers(here.spot, events, now, patience, here.others, here.place)
     if terms.deadline is None or here.work is None or here.on_demand is None or not here.spot:
         decision, why = _simple(terms, here, market)
     else:
@@ -154,7 +185,7 @@ def _planned(
         plan = policy.make_plan(
             job,
             sorted(here.spot),
-            availability.load_prior(),
+            availability.load_prior() if here.prior is None else here.prior,
             datetime.fromtimestamp(now, UTC),
             prices=here.spot,
             began=elapsed,

@@ -1,15 +1,18 @@
 """One decision of the strategy, in a process of its own: ``python -m launcher.skyplugin.decide``.
 
     stdin    {terms, spot {zone: place}, on_demand place or null, nodes, event or null, running or null}
-             a place is {price, cloud, region, zone}, its price in $/h for all nodes
+             a place is {price, cloud, region, zone, gpu, count}, its price in $/h for all nodes; a node has
+             ``count`` GPUs, or none and ``gpu`` is the instance type
              an event is {place, what}, and of a launch that was refused {was_up}: whether a node may have run
     stdout   {do: launch | keep | wait | stop, place, why, step}      step: newest committed checkpoint
 
 So neither NumPy nor boto3 nor a store that hangs is in SkyPilot's controller, which serves all jobs, and
 the store is opened with the job's own credentials. What was seen so far is ``runs/RUN/recovery.json`` in the
-store: a controller that is started again goes on from there. A launch is reserved in the ledger before it is
-answered, at the price of its place; the agent takes that reservation over. One that was refused is settled
-before anything else, so that waiting for another costs nothing.
+store: a controller that is started again goes on from there. Later runs learn from ``spot/`` what this one
+saw (``launcher.money.sightings``), as this one does from those before; when that fails, the decision is made
+without it, and its words say so. A launch is reserved in the ledger before it is answered, at the price of its
+place; the agent takes that reservation over. One that was refused is settled before anything else, so that
+waiting for another costs nothing.
 """
 
 from __future__ import annotations
@@ -18,24 +21,27 @@ import json
 import sys
 import time
 import uuid
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 from launcher.agent.ends import BUDGET_REACHED
 from launcher.artifacts import checkpoints
-from launcher.artifacts.store import Store, open_store
+from launcher.artifacts.deadline import within
+from launcher.artifacts.store import Store, StoreError, open_store
 from launcher.errors import UserError
 from launcher.lineage import sync
 from launcher.money import account as accounts
-from launcher.money import recovery
+from launcher.money import availability, recovery, sightings
 from launcher.money.account import MICROS, About, Account, Entry, Short
 from launcher.money.lease import Lease
 from launcher.money.ledger import Ledger, account_name, open_ledger
 from launcher.money.policy import ON_DEMAND, Keep, Launch, Wait
 from launcher.money.recovery import Event, Here, Terms
+from launcher.money.sightings import Report, Seen
 
 _KEPT = 500  # events
+_SHARED_S = 10.0  # for other runs to be told
 
 
 def terms_of(values: Mapping[str, Any]) -> Terms:
@@ -47,7 +53,8 @@ def decide(asked: Mapping[str, Any], now: float) -> dict[str, Any]:
     """Carry out one question at ``now`` (seconds since the epoch). Raises StoreError."""
     terms = terms_of(asked["terms"])
     store = open_store(terms.artifacts, terms.s3_endpoint)
-    events = _remember(store, terms.run, asked["event"], now)
+    named = _named(asked)
+    events = _remember(store, terms.run, asked, named, now)
     ledger, name = open_ledger(store), account_name(terms.run, terms.experiment)
     running = asked["running"]
     if running is None:
@@ -65,7 +72,14 @@ def decide(asked: Mapping[str, Any], now: float) -> dict[str, Any]:
         spent=held.committed(terms.run) / MICROS,
         room=None if left is None else left / MICROS,
     )
+    reports, trouble = _share(store, terms, name, events if asked["event"] else None, now)
+    here = replace(
+        here,
+        others=sightings.others(reports, named, terms.run, now),
+        prior=sightings.joined(availability.load_prior(), reports, named),
+    )
     decision, why = recovery.choose(terms, here, events, now)
+    why = "; ".join([why, *trouble])
     if isinstance(decision, Launch):
         place = on_demand if decision.place == ON_DEMAND else asked["spot"][decision.place]
         try:
@@ -80,13 +94,49 @@ def decide(asked: Mapping[str, Any], now: float) -> dict[str, Any]:
     return {"do": "stop", "place": None, "why": f"{decision.reason}: {why}", "step": None}
 
 
-def _remember(store: Store, run: str, event: Mapping[str, Any] | None, now: float) -> list[Event]:
-    """What was seen of the market in this run, with ``event`` added."""
+def _named(asked: Mapping[str, Any]) -> dict[str, str]:
+    """The names in a prior of the zones that are asked about. A controller that runs since before an upgrade
+    does not say what instances they have."""
+    return {
+        zone: f"{zone}_{sightings.kind(place['gpu'], place['count'] or 0, asked['nodes'])}"
+        for zone, place in asked["spot"].items()
+        if place.get("gpu")
+    }
+
+
+def _share(
+    store: Store, terms: Terms, account: str, events: Sequence[Event] | None, now: float
+) -> tuple[list[Report], list[str]]:
+    """Write down for other runs what this launch has seen, unless ``events`` is None: nothing new. Returns
+    what
+    all have seen, and in words what of that went wrong: no decision waits for it."""
+    trouble = []
+    if events is not None:
+        seen = [
+            Seen(one.at, one.zone, one.what, one.price)
+            for one in events
+            if one.zone and one.at >= terms.began
+        ]
+        try:
+            within(_SHARED_S, lambda: sightings.keep(store, terms.run, terms.began, account, seen))
+        except (StoreError, TimeoutError) as error:
+            trouble = [f"no other run knows what this one saw: {error}"]
+    reports, more = sightings.read_soon(store, now)
+    return reports, trouble + more
+
+
+def _remember(
+    store: Store, run: str, asked: Mapping[str, Any], named: Mapping[str, str], now: float
+) -> list[Event]:
+    """What was seen of the market in this run, with the event that is ``asked`` about added."""
+    event = asked["event"]
     key = f"runs/{run}/recovery.json"
     data = store.get_bytes(key)
     events = [Event(**item) for item in json.loads(data)] if data else []
     if event:
-        events = [*events, Event(now, event["place"], event["what"])][-_KEPT:]
+        place = event["place"]
+        price = asked["spot"].get(place, {}).get("price", 0.0)
+        events = [*events, Event(now, place, event["what"], named.get(place), price)][-_KEPT:]
         store.put_bytes(key, json.dumps([asdict(item) for item in events]).encode())
     return events
 

@@ -239,11 +239,14 @@ def _label(resources: Any) -> str:
 
 
 def _facts(resources: Any, nodes: int) -> dict[str, Any]:
+    gpu, count = next(iter((resources.accelerators or {}).items()), (resources.instance_type, 0))
     return {
         "price": float(resources.get_cost(3600)) * nodes,
         "cloud": str(resources.cloud).lower(),
         "region": resources.region,
         "zone": resources.zone,
+        "gpu": gpu,
+        "count": count,
     }
 
 
