@@ -93,9 +93,9 @@ def offers(
 ) -> tuple[list[Offer], dict[str, Memory]]:
     """What the zones of ``spot`` are taken to be at ``now``, and since when, by the launches of the past.
 
-    ``patience`` is how long, in seconds, a zone is left alone after a failure. One of another run (``others``)
-    doubles nothing: else many runs that wait would hold each other up for half a day. It says nothing of
-    ``place``, where the job runs.
+    ``patience`` is how long, in seconds, a zone is left alone after a failure. One of another run, of
+    ``others``, doubles nothing: else many runs that wait would hold each other up for half a day. It says
+    nothing of ``place``, where the job runs.
     """
     found, memory = [], {}
     for zone, price in spot.items():
@@ -195,7 +195,8 @@ def _planned(
         why = f"the deadline can hardly be met: {short.message}"
         return (Launch(ON_DEMAND) if here.place is None else Keep()), why
     overhead = max(restart - (now - here.since), 0.0) if here.place else 0.0
-    state = State(left, here.place, overhead, here.spent, memory)
+    since_launch = {zone: Memory(one.up, one.since - terms.began) for zone, one in memory.items()}
+    state = State(left, here.place, overhead, here.spent, since_launch)
     decision = policy.decide(plan, state, market, elapsed)
     slack = terms.deadline - now - left
     return decision, f"the policy: {left / 3600:.2f} h of work, {slack / 3600:.2f} h more than that left"

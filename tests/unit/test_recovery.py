@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -84,6 +85,19 @@ def test_the_deadline_goes_through_the_spot_policy() -> None:
     assert recovery.choose(tight, here, [], 5 * HOUR)[0] == Stop("deadline reached")
     running = Here(SPOT, 40.0, work=HOUR, place="a1")
     assert recovery.choose(tight, running, [], 5 * HOUR)[0] == Keep()
+
+
+@pytest.mark.parametrize("events", [(), (Event(-700, "a1", "refused"), Event(-60, "a2", "lost"))])
+def test_a_plan_does_not_depend_on_when_the_epoch_began(events: tuple[Event, ...]) -> None:
+    """As seconds since 1970 a zone was up since long after the launch, which is 0: it counted as down."""
+
+    def chosen(began: float) -> object:
+        asked = terms(began=began, deadline=began + 12 * HOUR, work=4 * HOUR)
+        seen = [replace(event, at=began + event.at) for event in events]
+        return recovery.choose(asked, Here(SPOT, 40.0, work=4 * HOUR), seen, began)[0]
+
+    weeks = 2976 * 7 * 86_400.0  # the hour and the weekend count, as they are
+    assert chosen(weeks) == chosen(0.0) != Wait()
 
 
 EVENTS = st.lists(
