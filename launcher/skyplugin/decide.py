@@ -8,11 +8,11 @@
 
 So neither NumPy nor boto3 nor a store that hangs is in SkyPilot's controller, which serves all jobs, and
 the store is opened with the job's own credentials. What was seen so far is ``runs/RUN/recovery.json`` in the
-store: a controller that is started again goes on from there. Later runs learn from ``spot/`` what this one
-saw (``launcher.money.sightings``), as this one does from those before; when that fails, the decision is made
-without it, and its words say so. A launch is reserved in the ledger before it is answered, at the price of its
-place; the agent takes that reservation over. One that was refused is settled before anything else, so that
-waiting for another costs nothing.
+store: a controller that is started again goes on from there. Later runs learn from ``spot/`` what this
+one saw (``launcher.money.sightings``), as this one does from those before; when that fails, the decision is
+made without it, and its words say so. A launch is reserved in the ledger before it is answered, at the price
+of its place; the agent takes that reservation over. One that was refused is settled before anything else, so
+that waiting for another costs nothing.
 """
 
 from __future__ import annotations

@@ -158,7 +158,7 @@ def test_a_launch_on_spot_leaves_it_to_the_agent_unless_it_is_fixed(
 def test_the_shipped_history_says_how_long_a_stay_lasts() -> None:
     prior = availability.load_prior()
     short, long = (availability.mean_stay(prior, [f"us-{zone}_v100_1"]) for zone in ("east-1a", "west-2b"))
-    assert 2 * 3600 < short < availability.mean_stay(prior) < long < 6 * 3600
+    assert 3600 < short < availability.mean_stay(prior) < long < 6 * 3600
 
 
 def test_the_trainers_of_the_recipes_have_the_key(tmp_path: Path) -> None:
