@@ -50,8 +50,6 @@ def write(
         facts |= {"cookbook_patch_lacks": theirs.left_out} if theirs.left_out else {}
         patches["cookbook.patch"] = theirs.patch
     submitted = task_of(plan, project, run.run_id)
-    if booked and plan.managed and not ours and plan.profile.backend == "sky":
-        booked = strategy.unasked(booked)
     if ours and booked:
         recovery = strategy.job_recovery(submitted, plan, request, project, booked)
         submitted["resources"]["job_recovery"] = recovery

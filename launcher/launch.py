@@ -141,7 +141,7 @@ def run_stage(plan: Plan, request: Request, project: Project, store: Store, say:
         hidden = secrets.of(plan.profile, plan.image, request.secrets)
         folder = runs.directory(project.runs, run.run_id)
         backend = backends.get(run.backend)
-        booked = booking.book(plan, run, request, project, store, wanted, say)
+        booked = booking.book(plan, run, request, project, store, wanted, say, ours)
         try:
             runs.save(project.runs, run)
             submitted = job.write(plan, run, project, request, store, booked, ours)

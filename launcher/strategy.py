@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from launcher.errors import Refused
@@ -41,13 +41,6 @@ def is_ours(plan: Plan, say: Callable[[str], None]) -> bool:
     say(f"  recovered by SkyPilot's FAILOVER ({why}): {LOST}")
     say("  `nemo-sky plugin install` adds our strategy to an API server on this machine")
     return False
-
-
-def unasked(booked: Booking) -> Booking:
-    """The booking of a managed job that FAILOVER recovers: nobody asks the ledger before its nodes come, so
-    each attempt leases a set-up more, of the next one, and its end should that be all there is left for."""
-    lease = booked.lease
-    return replace(booked, lease=replace(lease, recovery=lease.setup + lease.teardown))
 
 
 def job_recovery(

@@ -65,7 +65,8 @@ class Booking:
 def check(plan: Plan, request: Request, project: Project, task: Task) -> None:
     """Refuse what no ledger is needed for: flags above the project's limits, and prices."""
     caps.within(request.caps, project.money)
-    gate.check_price(_order(plan, request, project, task, plan.name, is_capped(request, project)))
+    lease = _lease(plan, project, task, ours=True)
+    gate.check_price(_order(plan, request, project, task, plan.name, is_capped(request, project), lease))
 
 
 def foresee(beginning: Sequence[tuple[Plan, Task]], request: Request, project: Project, store: Store) -> None:
@@ -76,7 +77,9 @@ def foresee(beginning: Sequence[tuple[Plan, Task]], request: Request, project: P
     name = request.caps.experiment
     held = open_ledger(store).read(account_name("", name)) if name else Account()
     for plan, task in beginning:
-        order = _order(plan, request, project, task, plan.name, capped=True)
+        # Which strategy it will be is asked at the launch itself, which may need more.
+        lease = _lease(plan, project, task, ours=True)
+        order = _order(plan, request, project, task, plan.name, capped=True, lease=lease)
         limits = gate.with_budgets(held, order)
         left = limits.left(plan.name)
         if left is None and order.deadline is None:
@@ -98,14 +101,17 @@ def book(
     store: Store,
     task: Task,
     say: Callable[[str], None],
+    ours: bool = False,
 ) -> Booking:
-    """Reserve the launch in the ledger. Raises Refused, and nothing is reserved, when it is not let in."""
+    """Reserve the launch in the ledger; ``ours`` says that our own strategy recovers it. Raises Refused, and
+    nothing is reserved, when it is not let in."""
     from launcher.money import tariff
 
     ledger, name = open_ledger(store), account_name(run.run_id, run.experiment)
     before = ledger.read(name)
     capped = is_capped(request, project) or bool(before.caps(run.run_id))
-    order = _order(plan, request, project, task, run.run_id, capped)
+    lease = _lease(plan, project, task, ours)
+    order = _order(plan, request, project, task, run.run_id, capped, lease)
     order = replace(order, caps=replace(order.caps, experiment=run.experiment))
     left = gate.with_budgets(before, order).left(run.run_id)
     if (left is not None or order.deadline is not None) and not request.goes_on:
@@ -120,7 +126,6 @@ def book(
     held = ledger.change(name, admitted)
     for line in [*_said(before, held, run.run_id), *_foreseen(order)]:
         say(f"  {line}")
-    lease = _lease(plan, project, task)
     end = None if order.deadline is None else order.entry.launched + round(1000 * order.deadline)
     # Of the whole caps: what others hold of an experiment's now may become free.
     price, whole = order.entry.price, [cap for _, cap, _ in held.caps(run.run_id)]
@@ -204,7 +209,7 @@ def is_capped(request: Request, project: Project) -> bool:
 
 
 def _order(
-    plan: Plan, request: Request, project: Project, task: Task, run_id: str, capped: bool
+    plan: Plan, request: Request, project: Project, task: Task, run_id: str, capped: bool, lease: Lease
 ) -> gate.Order:
     from launcher import provenance
 
@@ -218,7 +223,7 @@ def _order(
         run_id,
         price,
         now,
-        _lease(plan, project, task).first(now),
+        lease.reserved(now) if capped else lease.first(now),
         nodes=plan.nodes,
         market="spot" if spot else "spot-first" if first else "on-demand",
         cloud=cloud,
@@ -232,7 +237,14 @@ def _order(
     if capped and profile.backend == "sky" and not (spot or first):
         on_spot = {**task, "resources": {**task["resources"], "use_spot": True}}
         other = prices_of(plan, on_spot, capped)[0] if profile.price_per_hour is None else None
-    return gate.Order(entry, about, request.caps, caps.unsaid(project.money), spot_price=other)
+    return gate.Order(
+        entry,
+        about,
+        request.caps,
+        caps.unsaid(project.money),
+        spot_price=other,
+        recovery=lease.recovery if capped else 0,
+    )
 
 
 def _expected(
@@ -265,12 +277,17 @@ def _foreseen(order: gate.Order) -> list[str]:
     return [f"expected: {money(best.cost)} in {takes} at {best.where}{chance} ({best.source})"]
 
 
-def _lease(plan: Plan, project: Project, task: Task) -> Lease:
+def _lease(plan: Plan, project: Project, task: Task, ours: bool) -> Lease:
+    """The durations of the run. Of a managed job that SkyPilot's FAILOVER recovers each attempt leases a
+    set-up more, of the next one, and its end should that be all there is left for: nobody asks the ledger
+    before its nodes come."""
     settings, backend = project.money, plan.profile.backend
     grace = float(task["envs"].get("NEMO_SKY_GRACE_S") or GRACE_S)
     setup = SETUP_S[backend] if settings.setup is None else settings.setup
     teardown = TEARDOWN_S[backend] if settings.teardown is None else settings.teardown
-    seconds = (setup, settings.check_every, grace + min(grace, COMMIT_S), teardown)
+    asked = ours or backend != "sky" or not plan.managed
+    recovery = 0.0 if asked else setup + teardown
+    seconds = (setup, settings.check_every, grace + min(grace, COMMIT_S), teardown, recovery)
     return Lease(*(round(1000 * item) for item in seconds))
 
 

@@ -18,6 +18,7 @@ from launcher.money.account import (
     Account,
     Entry,
     Short,
+    charge,
     money,
     reserve,
     set_budget,
@@ -71,7 +72,8 @@ class Expected:
 class Order:
     """A launch that asks to be let in.
 
-    ``entry`` is its reservation as wanted: ``launched`` is now, ``until`` the end of its first lease.
+    ``entry`` is its reservation as wanted: ``launched`` is now, ``until`` the end of its first lease, and
+    ``recovery`` milliseconds beyond it for the next nodes, where SkyPilot's FAILOVER launches them unasked.
     ``unsaid`` are the caps where neither the launch nor the ledger gives one. ``expected`` is what is left
     of the run, None where that shall not count. ``spot_price`` is micro-dollars per hour of all nodes on
     spot, for a launch that asks for on-demand; None where there is none or nobody knows.
@@ -83,6 +85,7 @@ class Order:
     unsaid: Caps
     expected: Expected | None = None
     spot_price: int | None = None
+    recovery: int = 0
 
     @property
     def deadline(self) -> float | None:
@@ -145,7 +148,7 @@ def check_deadline(order: Order) -> None:
     limit, entry = order.deadline, order.entry
     if limit is None:
         return
-    lease = (entry.until - entry.launched) / 1000
+    lease = (entry.until - entry.launched - order.recovery) / 1000
     if lease > limit:
         raise Refused(
             f"the deadline of {format_duration(limit)} is {format_duration(lease - limit)} shorter than "
@@ -203,7 +206,16 @@ def _lease_too_dear(short: Short, order: Order) -> TooDear:
         if on_spot <= left:
             ways.append(f"on spot it needs {money(on_spot)}")
     ways.append(f"{_flag(short)} {_enough(short)} would do")
-    return TooDear(f"{short.message} (the first lease: set-up, one check, a save)", hint="; ".join(ways))
+    what = "the first lease: set-up, one check, a save"
+    if order.recovery:
+        rest = charge(order.entry.price or 0, order.recovery)
+        what += f"; and {money(rest)} for the set-up of the next nodes, which FAILOVER launches unasked"
+        if order.entry.market != "on-demand" and short.needed - rest <= left:
+            ways.append(
+                f"our strategy asks before: with it {money(short.needed - rest)} would begin "
+                "(`nemo-sky plugin install`)"
+            )
+    return TooDear(f"{short.message} ({what})", hint="; ".join(ways))
 
 
 def _too_dear(short: Short, expected: Expected, best: Way) -> TooDear:

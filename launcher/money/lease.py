@@ -31,6 +31,11 @@ class Lease:
         """The end of the lease that a launch needs: until the first check and the save after it."""
         return launched + self.setup + self.check + self.save + self.teardown
 
+    def reserved(self, launched: int) -> int:
+        """The end of what a launch reserves: its first lease, and ``recovery`` beyond it, which the agent's
+        first look asks for."""
+        return self.first(launched) + self.recovery
+
     def next(self, now: int) -> int:
         """The end of the lease that running on until the next check needs."""
         return now + self.check + self.save + self.teardown + self.recovery

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from launcher.agent.ends import BUDGET, DEADLINE, Ended
 from launcher.agent.job import Job, Node, Terms
@@ -17,9 +19,11 @@ from launcher.agent.purse import Purse
 from launcher.agent.rendezvous import Attempt
 from launcher.agent.stop import Stop
 from launcher.artifacts.store import open_store
+from launcher.errors import Refused
 from launcher.money import account as accounts
-from launcher.money import failover
+from launcher.money import failover, gate
 from launcher.money.account import HOUR_MS, MICROS, About, Account, Entry, charge
+from launcher.money.caps import Caps
 from launcher.money.lease import Lease
 from launcher.money.ledger import account_name, now_ms, open_ledger
 
@@ -47,8 +51,8 @@ class Failover:
 
     def play(self) -> tuple[int, Account]:
         chance = random.Random(self.seed)
-        cap = chance.randint(80, 600) * MICROS
-        first = Entry("r/first", "r", PRICE, self.now, LEASE.first(self.now))
+        cap = chance.randint(110, 600) * MICROS
+        first = Entry("r/first", "r", PRICE, self.now, LEASE.reserved(self.now))
         held = accounts.reserve(with_budget(cap), first, ABOUT)
         booted, attempt = self.now, 0
         while True:
@@ -112,6 +116,52 @@ def test_what_was_spent_before_anybody_could_ask_is_entered_above_the_cap_too() 
     mine = entered.entries["r/attempt-2"]
     assert (mine.launched, mine.until) == (now - 10 * MINUTE, now + LEASE.teardown)
     assert entered.committed("r") == 40 * MICROS
+
+
+MINUTES = st.integers(0, 40).map(lambda minutes: minutes * MINUTE)
+
+
+@settings(max_examples=200)
+@given(
+    setup=MINUTES,
+    check=st.integers(1, 10**6),
+    save=MINUTES,
+    teardown=MINUTES,
+    failover_s=st.booleans(),
+    price=st.integers(1, 500 * MICROS),
+    short=st.integers(-3, 3),
+    part=st.floats(0, 1),
+)
+def test_whom_the_gate_admits_the_first_look_does_not_end(
+    setup: int, check: int, save: int, teardown: int, failover_s: bool, price: int, short: int, part: float
+) -> None:
+    """At the price of its reservation, whenever within its set-up that look is."""
+    lease = Lease(setup, check, save, teardown, setup + teardown if failover_s else 0)
+    entry = Entry("r/first", "r", price, 0, lease.reserved(0))
+    budget = Caps(budget=max(entry.cost - short, 0))
+    order = gate.Order(entry, ABOUT, budget, Caps(), recovery=lease.recovery)
+    if short > 0:
+        with pytest.raises(Refused) as refused:
+            gate.admit(Account(), order)
+        assert ("for the set-up of the next nodes" in refused.value.message) == (lease.recovery > 0)
+        return
+    held = gate.admit(Account(), order)
+    look = round(part * lease.setup)
+    held = accounts.renew(accounts.adopt(held, entry.key, 1, {}), entry.key, lease.next(look))
+    assert look < lease.stop_at(lease.own(held.entries[entry.key].until))
+
+
+def test_a_budget_between_one_set_up_and_two_is_refused_by_what_is_missing() -> None:
+    """29 minutes at $120/h for itself, 25 for the next nodes."""
+    entry = Entry("r/first", "r", PRICE, 0, LEASE.reserved(0), market="spot")
+    order = gate.Order(entry, ABOUT, Caps(budget=60 * MICROS), Caps(), recovery=LEASE.recovery)
+    with pytest.raises(
+        Refused, match=r"\$108.00 more is \$48.00 too much .* \$50.00 for the set-up"
+    ) as refused:
+        gate.admit(Account(), order)
+    assert "with it $58.00 would begin" in (refused.value.hint or "")
+    ours = Entry("r/first", "r", PRICE, 0, replace(LEASE, recovery=0).reserved(0))
+    assert gate.admit(Account(), gate.Order(ours, ABOUT, Caps(budget=60 * MICROS), Caps())).entries
 
 
 # The purse itself, on this machine
