@@ -67,7 +67,8 @@ def launch(request: Request, project: Project, say: Say, log: Say) -> list[Outco
 
 
 def dry_run(request: Request, project: Project, say: Say) -> list[tuple[Plan, task.Task]]:
-    """The very tasks that a launch would submit, inputs pinned where the store can tell. Starts nothing."""
+    """The very tasks that a launch would submit, inputs pinned where the store can tell, and what their caps
+    would say. Starts and reserves nothing."""
     drafts = plans(request, project, select(request, project))
     result = []
     for draft, later in zip(drafts, awaited(drafts), strict=True):
@@ -78,7 +79,15 @@ def dry_run(request: Request, project: Project, say: Say) -> list[tuple[Plan, ta
         except Refused as missing:
             say(f"{draft.name}: a launch would be refused: {missing.message}")
         run_id = runs.new_id(plan.spec.family, plan.spec.stage)
-        result.append((plan, job.task_of(plan, project, run_id)))
+        wanted = job.task_of(plan, project, run_id)
+        try:
+            booking.check(plan, request, project, wanted)
+            for line in booking.foretell(plan, request, project, open_store(project), wanted):
+                say(f"{draft.name}: {line}")
+        except Refused as short:
+            hint = f" ({short.hint})" if short.hint else ""
+            say(f"{draft.name}: a launch would be refused: {short.message}{hint}")
+        result.append((plan, wanted))
     return result
 
 

@@ -109,14 +109,13 @@ def book(
 
     ledger, name = open_ledger(store), account_name(run.run_id, run.experiment)
     before = ledger.read(name)
-    capped = is_capped(request, project) or bool(before.caps(run.run_id))
     lease = _lease(plan, project, task, ours)
-    order = _order(plan, request, project, task, run.run_id, capped, lease)
-    order = replace(order, caps=replace(order.caps, experiment=run.experiment))
-    left = gate.with_budgets(before, order).left(run.run_id)
-    if (left is not None or order.deadline is not None) and not request.goes_on:
-        step = newest.step if (newest := checkpoints.newest(store, run.run_id)) else None
-        order = replace(order, expected=_expected(plan, request, project, task, order.deadline, left, step))
+
+    def step() -> int | None:
+        newest = checkpoints.newest(store, run.run_id)
+        return newest.step if newest else None
+
+    order = _asked(plan, run.run_id, run.experiment, request, project, task, lease, before, step)
 
     def admitted(held: Account) -> Account:
         return gate.admit(accounts.supersede(held, run.run_id, order.entry.launched), order)
@@ -131,6 +130,58 @@ def book(
     price, whole = order.entry.price, [cap for _, cap, _ in held.caps(run.run_id)]
     longest = accounts.affordable_ms(price, min(whole)) if price and whole else None
     return Booking(name, order.entry, run.experiment, bool(held.caps(run.run_id)), lease, end, longest)
+
+
+def foretell(plan: Plan, request: Request, project: Project, store: Store, task: Task) -> list[str]:
+    """What ``book`` would say of a launch of the plan as a new run, or of the run to resume; nothing without
+    a cap. Reserves nothing, and asks neither a ledger that it needs not nor which strategy it will be.
+
+    Raises Refused as ``book`` does; StoreError, which is one, where a cap is shared and the store fails.
+    """
+    from launcher import runs
+
+    run_id, experiment = request.resume or plan.name, request.caps.experiment
+    if request.resume:
+        experiment = runs.load(project.runs, request.resume).experiment
+    shared = request.resume is not None or experiment is not None
+    before = open_ledger(store).read(account_name(run_id, experiment)) if shared else Account()
+    if not is_capped(request, project) and not before.caps(run_id):
+        return []
+    lease = _lease(plan, project, task, ours=False)
+
+    def step() -> int | None:
+        newest = checkpoints.newest(store, run_id) if request.resume else None
+        return newest.step if newest else None
+
+    order = _asked(plan, run_id, experiment, request, project, task, lease, before, step)
+    now = order.entry.launched
+    held = gate.admit(accounts.supersede(before, run_id, now), order)
+    of = "" if order.entry.price is None else f" at {money(order.entry.price)}/h: {money(order.entry.cost)}"
+    first = f"a launch would reserve {format_duration((order.entry.until - now) / 1000)}{of}"
+    return [first, *_said(before, held, run_id), *_foreseen(order)]
+
+
+def _asked(
+    plan: Plan,
+    run_id: str,
+    experiment: str | None,
+    request: Request,
+    project: Project,
+    task: Task,
+    lease: Lease,
+    before: Account,
+    step: Callable[[], int | None],
+) -> gate.Order:
+    """The order of a launch whose account is ``before``, with what is left of its work after the checkpoint
+    ``step`` where that counts."""
+    capped = is_capped(request, project) or bool(before.caps(run_id))
+    order = _order(plan, request, project, task, run_id, capped, lease)
+    order = replace(order, caps=replace(order.caps, experiment=experiment))
+    left = gate.with_budgets(before, order).left(run_id)
+    if (left is None and order.deadline is None) or request.goes_on:
+        return order
+    seen = _expected(plan, request, project, task, order.deadline, left, step())
+    return replace(order, expected=seen)
 
 
 def withdraw(store: Store, booking: Booking) -> None:

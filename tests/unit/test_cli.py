@@ -14,7 +14,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from launcher.artifacts.store import open_store
 from launcher.cli.main import main
+from launcher.money import account as accounts
+from launcher.money.account import HOUR_MS, MICROS, About, Entry
+from launcher.money.ledger import open_ledger
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = """# /// script
@@ -209,6 +213,50 @@ def test_a_dry_run_says_what_would_recover_the_stage(run: Run, words: list[str],
     why = kind.removeprefix("as a managed job: ")
     assert (shown["managed"] or "").startswith(why) if why != kind else shown["managed"] is None
     assert ("job_recovery" in shown["task"].get("resources", {})) == (why != kind)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--budget 31", ["would reserve 5m at $360.00/h: $30.00", "$31.00, $1.00 of it not reserved"]),
+        ("--budget 29", ["a launch would be refused: the budget", "$30.00 more is $1.00 too much"]),
+        ("--deadline 2m", ["a launch would be refused: the deadline of 2m is 3m shorter"]),
+        ("--max-hourly 300", ["a launch would be refused: 1 node cost $360.00 per hour, $60.00 more"]),
+        ("--deadline 2h --work 3h", ["a launch would be refused: what is left is expected to take"]),
+        ("--experiment new --experiment-budget 31", ["$31.00, $1.00 of it not reserved"]),
+        ("--experiment old", ["a launch would be refused: the budget of experiment old is $50.00, of which"]),
+        ("", []),
+    ],
+)
+def test_a_dry_run_says_what_its_caps_would(
+    run: Run, project: Path, monkeypatch: pytest.MonkeyPatch, words: str, said: list[str]
+) -> None:
+    (project / "mine").mkdir()
+    profile = "backend: local\npython: current\ncontainers: false\nprice_per_hour: 360\n"
+    (project / "mine" / "paid.yaml").write_text(profile)
+    (project / "nemo-sky.yaml").write_text("clusters: mine\n")
+    monkeypatch.setenv("NEMO_SKY_ARTIFACTS", str(project / "store"))
+    ledger = open_ledger(open_store(str(project / "store")))
+    about = About("demo", "train", "ann", "paid")
+
+    def spent(held: accounts.Account) -> accounts.Account:
+        held = accounts.set_budget(held, None, 50 * MICROS, "ann", 0)
+        return accounts.reserve(held, Entry("r/1", "r", 25 * MICROS, 0, HOUR_MS, ended=HOUR_MS), about)
+
+    before = ledger.change("experiments/old", spent)
+    result = run("launch", "demo", "train", "--cluster", "paid", *words.split(), "--dry-run")
+    assert result.code == 0, result.err
+    assert all(text in result.err for text in said), result.err
+    assert result.err.count("a launch would") == 1 + bool(said), "of its input, which nobody has made, too"
+    assert ledger.accounts() == {"experiments/old": before}, "nothing is reserved"
+
+
+def test_a_dry_run_needs_no_store_for_a_cap_of_its_own(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NEMO_SKY_ARTIFACTS", "s3://nobody-has-this/at-all")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    result = run("launch", "demo", "train", "--cloud", "local", "--budget", "5", "--dry-run")
+    assert result.code == 0, result.err
+    assert "$5.00 of it not reserved" in result.err
 
 
 def test_a_dry_run_of_all_says_when_they_are_one_managed_job(run: Run) -> None:

@@ -158,7 +158,7 @@ def test_a_stay_of_this_kind_counts_for_how_long_one_lasts(tmp_path: Path) -> No
 
 def question(root: Path, run: str, began: float, **changed: Any) -> dict[str, Any]:
     place = {"cloud": "aws", "region": "us-east-1", "gpu": "H100", "count": 8}
-    prices = {"us-east-1a": 30.0, "us-east-1b": 31.0}
+    prices = {"us-east-1a": 30.0, "us-east-1b": 30.2}
     spot = {zone: {"price": price, "zone": zone, **place} for zone, price in prices.items()}
     terms = {"run": run, "artifacts": str(root), "began": began, "lease": asdict(LEASE)}
     terms |= {"deadline": began + 30 * HOUR, "work": 20 * HOUR}
