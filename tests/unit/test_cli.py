@@ -254,7 +254,7 @@ def test_a_dry_run_says_what_its_caps_would(
 def test_a_dry_run_needs_no_store_for_a_cap_of_its_own(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NEMO_SKY_ARTIFACTS", "s3://nobody-has-this/at-all")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
-    result = run("launch", "demo", "train", "--cloud", "local", "--budget", "5", "--dry-run")
+    result = run("launch", "demo", "prep", "--cloud", "local", "--budget", "5", "--dry-run")
     assert result.code == 0, result.err
     assert "$5.00 of it not reserved" in result.err
 
