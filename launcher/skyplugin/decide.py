@@ -108,8 +108,7 @@ def _share(
     store: Store, terms: Terms, account: str, events: Sequence[Event] | None, now: float
 ) -> tuple[list[Report], list[str]]:
     """Write down for other runs what this launch has seen, unless ``events`` is None: nothing new. Returns
-    what
-    all have seen, and in words what of that went wrong: no decision waits for it."""
+    what all have seen, and in words what of that went wrong: no decision waits for it."""
     trouble = []
     if events is not None:
         seen = [
