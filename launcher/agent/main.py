@@ -191,12 +191,13 @@ def carry_out(order: Order, attempt: Attempt, record: Record, clock: output.Cloc
     saved: int | None = None
     with in_cluster(order, attempt) as (_, env):
         code = stop.run(Guarded(order.command, env=env))
-        if code and not stop.number:
-            look(attempt, stop)
-        if stop.number and stop.why.code == INTERRUPTED and stop.leaves_at is None:
-            record.event("interrupted", signal=stop.name)
+        patience = START_RETRY_S if code else END_RETRY_S
         try:
-            saved = watcher.finish(START_RETRY_S if code else END_RETRY_S)
+            if not stop.number:  # what saved with another node and ended well is no finished model
+                insist(lambda: look(attempt, stop), patience)
+            if stop.number and stop.why.code == INTERRUPTED and stop.leaves_at is None:
+                record.event("interrupted", signal=stop.name)
+            saved = watcher.finish(patience)
         except StoreError as error:
             trouble = error
         with contextlib.suppress(StoreError):  # the others then go by the head's silence
@@ -237,10 +238,14 @@ def take_part(order: Order) -> int:
     with in_cluster(order, attempt) as (ray, env):
         if ray:
             ray.serve(attempt.ended, stop.overdue)
-        elif (code := stop.run(Guarded(order.command, env=env))) and not (stop.number or look(attempt, stop)):
-            say(f"the command {describe(code)}")
-            watcher.finish_as_failed_member()
-            return code
+        else:
+            code = stop.run(Guarded(order.command, env=env))
+            with contextlib.suppress(StoreError):
+                look(attempt, stop)
+            if code and not stop.number:
+                say(f"the command {describe(code)}")
+                watcher.finish_as_failed_member()
+                return code
         ended = watcher.finish_as_member(MEMBER_WAIT_S, stop.overdue)
     if stop.number:
         stop.linger("its command has ended")

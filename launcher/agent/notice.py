@@ -12,7 +12,6 @@ Azure Virtual Machines, "Scheduled Events for Linux VMs".
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import json
 import os
@@ -34,7 +33,7 @@ from launcher.artifacts.store import StoreError
 
 _LINK_LOCAL = "http://169.254.169.254"
 _TIMEOUT_S = 2.0
-_STORE_S = 5.0  # for the word to the other nodes: saving here must not wait for a store that hangs
+_STORE_S, _AGAIN_S = 5.0, 1.0  # for one try to tell the other nodes, and until the next
 _GCP_S = 30.0
 _MOST = 1 << 20  # bytes of an answer
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy would answer for itself
@@ -78,11 +77,16 @@ def heed(node: Node, attempt: Attempt, stop: Stop) -> None:
 
 
 def tell(rank: int, attempt: Attempt, stop: Stop, leaves_at: float) -> None:
-    """Node ``rank`` goes at ``leaves_at``: say so to all nodes, and stop here even without a store."""
+    """Node ``rank`` goes at ``leaves_at``: say so to all nodes, and only then stop here. A command elsewhere
+    that ends with this one's must find why; and without the store nothing could be committed."""
     clock = datetime.fromtimestamp(leaves_at, UTC).strftime("%H:%M:%S")
     why = Outcome("interrupted", INTERRUPTED, f"the cloud takes node {rank} away at {clock} UTC")
-    with contextlib.suppress(StoreError, TimeoutError):
-        within(_STORE_S, lambda: attempt.stop(why.status, why.code, why.reason, leaves_at))
+    while True:
+        try:
+            within(_STORE_S, lambda: attempt.stop(why.status, why.code, why.reason, leaves_at))
+            break
+        except (StoreError, TimeoutError):
+            time.sleep(_AGAIN_S)
     stop.ask(why, leaves_at)
 
 

@@ -261,23 +261,25 @@ def obey(attempt: Attempt, stop: Stop, noticed: Callable[[str, float], None] = l
 
     def watch() -> None:
         waiting = False
-        while (facts := look(attempt, stop)) is None or facts.get("leaves_at") is not None:
-            if facts and not waiting:
-                noticed(facts["reason"], facts["leaves_at"])
-                waiting = True
+        while True:
+            with contextlib.suppress(StoreError):
+                if facts := look(attempt, stop):
+                    if facts.get("leaves_at") is None:
+                        return
+                    if not waiting:
+                        noticed(facts["reason"], facts["leaves_at"])
+                    waiting = True
             time.sleep(_POLL_S)
 
     threading.Thread(target=watch, name="obey", daemon=True).start()
 
 
 def look(attempt: Attempt, stop: Stop) -> dict[str, Any] | None:
-    """Whether every node is to stop now, and why. A command may fail because another node's has ended for
-    that reason: then the reason is in the store already."""
-    with contextlib.suppress(StoreError):
-        if facts := attempt.read(STOP):
-            stop.ask(Outcome(facts["status"], facts["code"], facts["reason"]), facts.get("leaves_at"))
-            return facts
-    return None
+    """Whether every node is to stop now, and why. The command here may end, well or badly, because another
+    node's was asked first: then the reason is in the store already. Raises StoreError."""
+    if facts := attempt.read(STOP):
+        stop.ask(Outcome(facts["status"], facts["code"], facts["reason"]), facts.get("leaves_at"))
+    return facts
 
 
 def _booted(cloud: str | None, now: int, setup: int) -> int:

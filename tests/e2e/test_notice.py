@@ -135,17 +135,17 @@ def test_two_nodes_save_together_where_one_is_to_go_and_end_when_cancelled(
     )
 
 
-def test_a_command_that_fails_because_another_node_stopped_did_not_fail(rig: Rig, instance: Metadata) -> None:
-    """Between two looks at the store the command ends, as one does whose peers have gone."""
-    rig.job["checkpoints"] = None
+@pytest.mark.parametrize("code", [0, 1])
+def test_a_command_that_ends_with_another_nodes_has_neither_failed_nor_succeeded(rig: Rig, code: int) -> None:
+    """Between two looks at the store it ends: it has saved together with its peers, or they have gone."""
     word = f"runs/{rig.run_id}/attempts/1/stop.json"
     facts = {"status": "interrupted", "code": 75, "reason": "node 1 goes", "leaves_at": time.time() - 299}
     stop = Path(rig.job["artifacts"]) / word
-    code = (
-        f"import pathlib, sys; stop = pathlib.Path({str(stop)!r}); stop.parent.mkdir(exist_ok=True)\n"
-        f"stop.write_text({json.dumps(facts)!r}); sys.exit(1)"
+    script = (
+        f"import os, pathlib; stop = pathlib.Path({str(stop)!r}); stop.parent.mkdir(exist_ok=True)\n"
+        f"stop.write_text({json.dumps(facts)!r}); os._exit({code})"
     )
-    rig.run(sys.executable, "-c", code, code=75)
+    rig.run(sys.executable, "-c", script, code=75)
     assert rig.journal(1)[-1]["status"] == "interrupted"
 
 
