@@ -1,6 +1,6 @@
 """The best validation loss for the same money: `nemo-sky sweep` beside a grid.
 
-    python -m benchmarks.sweep [--budget 70] [--trials 30] [--out FILE]
+    python -m benchmarks.sweep [--budget 165] [--trials 30] [--out FILE]
 
 Both search learning rate, initial spread and weight decay of a small `tiny pretrain`, each over three
 decades, with no hint of where it is good. The grid has the low end, the middle and the high end of each, 27
@@ -31,7 +31,7 @@ from launcher.money.ledger import open_ledger
 from launcher.sweep.trials import metric_points
 from tests.e2e.conftest import Project, make_project
 
-STEPS, EVALUATE, FIRST_RUNG = 1600, 100, 200
+STEPS, EVALUATE, FIRST_RUNG = 800, 50, 100
 BASE = ("tiny", "pretrain", "-c", "smoke", "--cloud", "priced")
 FIXED = (f"train.steps={STEPS}", f"train.eval_interval={EVALUATE}", "train.min_lr=0")
 RANGES = {"train.lr": (1e-4, 1e-1), "model.init_std": (1e-3, 1.0), "train.weight_decay": (1e-3, 1.0)}
@@ -123,7 +123,7 @@ def spent_by(held: Account, moment: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--budget", type=float, default=70.0, help="dollars for each")
+    parser.add_argument("--budget", type=float, default=165.0, help="dollars for each")
     parser.add_argument("--trials", type=int, default=30)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path)
