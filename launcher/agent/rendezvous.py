@@ -39,8 +39,9 @@ class Attempt:
         data = self.store.get_bytes(f"{_folder(self.run_id)}/{self.number}/{name}")
         return None if data is None else dict(json.loads(data))
 
-    def write(self, name: str, values: dict[str, Any]) -> None:
-        self.store.put_bytes(f"{_folder(self.run_id)}/{self.number}/{name}", json.dumps(values).encode())
+    def write(self, name: str, values: dict[str, Any], *, if_absent: bool = False) -> None:
+        key = f"{_folder(self.run_id)}/{self.number}/{name}"
+        self.store.put_bytes(key, json.dumps(values).encode(), if_absent=if_absent)
 
     def announce(self, step: int) -> None:
         """Every node is to upload its part of this step."""
@@ -58,8 +59,7 @@ class Attempt:
         """Every node is to save and to end like this. With ``leaves_at``, when an instance goes, in seconds
         since the epoch, they wait for that: any other reason stands above it."""
         facts = {"status": status, "code": code, "reason": reason, "leaves_at": leaves_at}
-        key = f"{_folder(self.run_id)}/{self.number}/{STOP}"
-        self.store.put_bytes(key, json.dumps(facts).encode(), if_absent=leaves_at is not None)
+        self.write(STOP, facts, if_absent=leaves_at is not None)
 
     def ended(self) -> int | None:
         values = self.read("end.json")

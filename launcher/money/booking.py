@@ -110,12 +110,7 @@ def book(
     ledger, name = open_ledger(store), account_name(run.run_id, run.experiment)
     before = ledger.read(name)
     lease = _lease(plan, project, task, ours)
-
-    def step() -> int | None:
-        newest = checkpoints.newest(store, run.run_id)
-        return newest.step if newest else None
-
-    order = _asked(plan, run.run_id, run.experiment, request, project, task, lease, before, step)
+    order = _asked(plan, run.run_id, run.experiment, request, project, task, lease, before, store)
 
     def admitted(held: Account) -> Account:
         return gate.admit(accounts.supersede(held, run.run_id, order.entry.launched), order)
@@ -148,12 +143,8 @@ def foretell(plan: Plan, request: Request, project: Project, store: Store, task:
     if not is_capped(request, project) and not before.caps(run_id):
         return []
     lease = _lease(plan, project, task, ours=False)
-
-    def step() -> int | None:
-        newest = checkpoints.newest(store, run_id) if request.resume else None
-        return newest.step if newest else None
-
-    order = _asked(plan, run_id, experiment, request, project, task, lease, before, step)
+    saved = store if request.resume else None
+    order = _asked(plan, run_id, experiment, request, project, task, lease, before, saved)
     now = order.entry.launched
     held = gate.admit(accounts.supersede(before, run_id, now), order)
     of = "" if order.entry.price is None else f" at {money(order.entry.price)}/h: {money(order.entry.cost)}"
@@ -170,17 +161,19 @@ def _asked(
     task: Task,
     lease: Lease,
     before: Account,
-    step: Callable[[], int | None],
+    store: Store | None,
 ) -> gate.Order:
-    """The order of a launch whose account is ``before``, with what is left of its work after the checkpoint
-    ``step`` where that counts."""
+    """The order of a launch whose account is ``before``, with what is left of its work, where that counts,
+    after the newest checkpoint in ``store``; None for a run that cannot have one."""
     capped = is_capped(request, project) or bool(before.caps(run_id))
     order = _order(plan, request, project, task, run_id, capped, lease)
     order = replace(order, caps=replace(order.caps, experiment=experiment))
     left = gate.with_budgets(before, order).left(run_id)
     if (left is None and order.deadline is None) or request.goes_on:
         return order
-    seen = _expected(plan, request, project, task, order.deadline, left, step())
+    newest = checkpoints.newest(store, run_id) if store else None
+    step = newest.step if newest else None
+    seen = _expected(plan, request, project, task, order.deadline, left, step)
     return replace(order, expected=seen)
 
 
@@ -203,7 +196,6 @@ def settle(store: Store, run: Run, state: State, *, gone: bool = True) -> str | 
     ends = [attempt.ended_at for attempt in state.attempts[-1:] if attempt.ended_at]
     ended = round(datetime.fromisoformat(ends[0]).timestamp() * 1000) if ends else None
     refused = state.status == "FAILED" and any(words in (state.reason or "") for words in places.NO_NODES)
-
     table = tariff.read(store, run_id)
 
     def settled(held: Account) -> Account:

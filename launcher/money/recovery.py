@@ -13,7 +13,7 @@ No launch is chosen whose first lease (set-up, one check, a save, teardown) the 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -70,7 +70,7 @@ class Here:
     """The situation. ``spot`` ($/h of all nodes by zone) and ``on_demand`` (None: not allowed) are what may
     be launched; ``place`` is where it runs, since ``since``, None for nowhere. ``work`` left in seconds, None
     when nobody knows; ``spent`` and ``room`` (None without a cap) in dollars. ``others`` are what other runs
-    saw of these zones, ``prior`` (None: the one that comes with nemo-sky) what a plan is made from."""
+    saw of these zones; ``prior`` gives what a plan is made from, and is asked only where one is made."""
 
     spot: Mapping[str, float]
     on_demand: float | None
@@ -80,7 +80,7 @@ class Here:
     spent: float = 0.0
     room: float | None = None
     others: Sequence[Event] = ()
-    prior: Prior | None = None
+    prior: Callable[[], Prior] = availability.load_prior
 
 
 def offers(
@@ -185,7 +185,7 @@ def _planned(
         plan = policy.make_plan(
             job,
             sorted(here.spot),
-            availability.load_prior() if here.prior is None else here.prior,
+            here.prior(),
             datetime.fromtimestamp(now, UTC),
             prices=here.spot,
             began=elapsed,
