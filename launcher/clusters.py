@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -156,11 +156,12 @@ def names(folder: Path) -> list[str]:
 
 
 def load(name: str, folder: Path) -> Profile:
-    """The profile ``name`` of ``folder``, or the file that ``name`` is the path of.
+    """The profile ``name`` of ``folder``, or the file that ``name`` is the path of. What such a file extends
+    by name lies beside it or in ``folder``.
 
     Raises UserError, with file:line, for an unknown profile, key, value or a cycle of ``extends``.
     """
-    path = _path_of(name, folder, where=None)
+    path = _path_of(name, [folder], where=None)
     values: dict[str, Any] = {}
     chain: list[yamlfile.YamlFile] = []
     while True:
@@ -174,22 +175,24 @@ def load(name: str, folder: Path) -> Profile:
         parent = file.values.get("extends")
         if parent is None:
             break
-        path = _path_of(parent, path.parent, where=file.where("extends"))
+        beside = list(dict.fromkeys((path.parent, folder.resolve())))
+        path = _path_of(parent, beside, where=file.where("extends"))
     return _profile(chain, values)
 
 
-def _path_of(name: str, folder: Path, where: str | None) -> Path:
+def _path_of(name: str, folders: Sequence[Path], where: str | None) -> Path:
+    """The first of ``folders`` is the one that a relative path counts from."""
     if "/" in name or name.endswith((".yaml", ".yml")):
-        path = (folder / name if where else Path(name)).resolve()
+        path = (folders[0] / name if where else Path(name)).resolve()
         if path.is_file():
             return path
         raise UserError(f"no cluster profile at {path}", where=where)
-    path = folder / f"{name}.yaml"
-    if path.is_file():
-        return path
-    known = names(folder)
+    for folder in folders:
+        if (path := folder / f"{name}.yaml").is_file():
+            return path
+    known = [found for folder in folders for found in names(folder)]
     raise UserError(
-        f"no cluster profile {name!r} in {folder}{did_you_mean(name, known)}",
+        f"no cluster profile {name!r} in {' or '.join(map(str, folders))}{did_you_mean(name, known)}",
         where=where,
         hint=f"there are: {', '.join(known) or 'none'}; a path to any other YAML file works too",
     )

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,7 +31,34 @@ for path in sys.argv[1:]:
     resources = next(iter(task.resources))
     task.validate(skip_file_mounts=True, skip_workdir=True)
     found[path] = [str(resources.cloud), task.num_nodes, resources.accelerators, len(task.resources)]
+    asked = resources.to_yaml_config()
+    asked["config"] = resources.cluster_config_overrides
+    found[path].append(asked)
 print(json.dumps(found))
+"""
+# All that a profile can ask of a place, and how SkyPilot reads it.
+ON_AWS = """\
+extends: aws
+infra: aws/us-east-1
+disk_size: 3000
+disk_tier: high
+ports: [8265, 9000-9010]
+labels: {team: fake}
+priority: 7
+idle_minutes: 3
+"""
+AS_SKYPILOT_HAS_IT = {
+    "disk_size": 3000,
+    "disk_tier": "high",
+    "network_tier": "best",
+    "ports": ["8265", "9000-9010"],
+    "labels": {"team": "fake"},
+    "priority": 7,
+    "autostop": {"idle_minutes": 3, "down": True},
+}
+ON_SLURM = """\
+extends: slurm
+config: {slurm: {sbatch_options: {qos: high, account: fake, time: "24:00:00"}}}
 """
 
 
@@ -40,11 +68,14 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("dry")
     env = {**os.environ, "NEMO_SKY_ARTIFACTS": str(folder / "store"), "HOME": str(folder)}
     env["NEMO_SKY_CATALOGS"] = str(CATALOGS)
+    places = {place: ("--cloud", *place.split()) for place in PLACES}
+    for name, text in (("on-aws", ON_AWS), ("on-slurm", ON_SLURM)):
+        (profile := tmp_path_factory.mktemp("profiles") / f"{name}.yaml").write_text(text)
+        places[name] = ("--cluster", str(profile))
     files = {}
-    for place in PLACES:
-        words = ("launch", "nano3", "pretrain", "--cloud", *place.split(), "--dry-run")
+    for place, words in places.items():
         done = subprocess.run(
-            [sys.executable, "-m", "launcher.cli.main", *words],
+            [sys.executable, "-m", "launcher.cli.main", "launch", "nano3", "pretrain", *words, "--dry-run"],
             cwd=ROOT,
             env=env,
             capture_output=True,
@@ -56,8 +87,12 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return files
 
 
-def test_skypilot_accepts_the_task_for_every_place(printed: dict[str, Path], tmp_path: Path) -> None:
-    catalogs = tmp_path / ".sky" / "catalogs" / "v8"
+@pytest.fixture(scope="module")
+def read(printed: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
+    """What SkyPilot, which finds each task valid, has read: its cloud, nodes, GPUs, the number of resources
+    that may do, and what the first of them asks for."""
+    home = tmp_path_factory.mktemp("home")
+    catalogs = home / ".sky" / "catalogs" / "v8"
     shutil.copytree(CATALOGS, catalogs)
     (catalogs / "common").mkdir()
     clouds = [path.parent.name for path in catalogs.glob("*/vms.csv")]
@@ -65,16 +100,27 @@ def test_skypilot_accepts_the_task_for_every_place(printed: dict[str, Path], tmp
     (catalogs / "common" / "accelerators.csv").write_text(rows)
     done = subprocess.run(
         [sys.executable, "-c", VALIDATE, *map(str, printed.values())],
-        env={**os.environ, "HOME": str(tmp_path)},
+        env={**os.environ, "HOME": str(home)},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
-    for place, path in printed.items():
-        cloud, nodes, accelerators, regions = found[str(path)]
+    return {place: found[str(path)] for place, path in printed.items()}
+
+
+def test_skypilot_accepts_the_task_for_every_place(read: dict[str, list[Any]]) -> None:
+    for place in PLACES:
+        cloud, nodes, accelerators, regions, _ = read[place]
         if place == CAPPED:
             assert regions > 5
         else:
             assert (cloud.lower(), regions) == ("none" if place == "any" else place, 1)
         assert (nodes, accelerators) == (2, {"H100": 8})
+
+
+def test_what_a_profile_asks_of_a_place_reaches_skypilot(read: dict[str, list[Any]]) -> None:
+    asked = read["on-aws"][4]
+    assert {key: asked.get(key) for key in AS_SKYPILOT_HAS_IT} == AS_SKYPILOT_HAS_IT
+    options = {"qos": "high", "account": "fake", "time": "24:00:00"}
+    assert read["on-slurm"][4]["config"] == {"slurm": {"sbatch_options": options}}

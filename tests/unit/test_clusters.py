@@ -47,6 +47,16 @@ def test_extends_is_relative_to_the_file_that_says_it(tmp_path: Path) -> None:
     assert clusters.load(str(child), SHIPPED).infra == "gcp"
 
 
+def test_a_file_elsewhere_extends_a_profile_of_the_project_or_one_beside_it(tmp_path: Path) -> None:
+    elsewhere = write(tmp_path, "mine", "extends: aws\nnodes: 4\n")
+    assert (clusters.load(str(elsewhere), SHIPPED).infra, clusters.load(str(elsewhere), SHIPPED).nodes) == (
+        "aws",
+        4,
+    )
+    write(tmp_path, "aws", "infra: gcp\n")
+    assert clusters.load(str(elsewhere), SHIPPED).infra == "gcp"
+
+
 def test_a_circle_is_named(tmp_path: Path) -> None:
     write(tmp_path, "a", "extends: b\n")
     write(tmp_path, "b", "\nextends: a\n")
