@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,14 +17,34 @@ from tests.e2e.conftest import Project, make_project
 from tests.e2e.crash import until_committed
 from tests.e2e.s3 import FAKE_CREDENTIALS, Gate, serve
 from tests.mlflow_runs import in_mlflow
-from tests.rig import until
+from tests.rig import TRAINER, until
 from tests.rigs.aws.rig import AwsRig
 from tests.rigs.skyhome import SkyHome
 
+HEAD = """\
+# /// script
+# [tool.runspec]
+# name = "demo/train"
+# [tool.runspec.run]
+# launch = "direct"
+# [tool.runspec.resources]
+# gpus_per_node = 0
+# [tool.nemo_sky]
+# checkpoint_dir = "checkpoints"
+# [tool.nemo_sky.output]
+# name = "demo-model"
+# type = "model"
+# ///
+import os, sys, yaml
+given = yaml.safe_load(open(os.environ["NEMO_SKY_CONFIG"]))
+sys.argv = [sys.argv[0], str(given["steps"]), f"sleep={given['sleep']}", f"save={given['save']}"]
+"""
+# Steps of a tenth of a second that take no processor: for a run that only has to be there for some time.
+PACED = ("demo", "train", "-c", "default")
 SHORT = ("tiny", "pretrain", "-c", "smoke", "data=null", "run.data=null")
-# Some twenty seconds on two quiet cores. A test that needs a run in a given state holds back the commit of a
-# step: the run cannot end before it is let go, however slow the machine and SkyPilot are.
-LONG = (*SHORT, "train.steps=1000", "train.save_interval=100", "train.eval_interval=1000")
+# Twelve seconds on two quiet cores. A test that needs a run in a given state holds back the commit of a step:
+# the run cannot end before it is let go, however slow the machine and SkyPilot are.
+LONG = (*SHORT, "train.steps=600", "train.save_interval=60", "train.eval_interval=600")
 REACHED_S = 400.0  # from a launch to its first checkpoints, on a busy machine
 
 
@@ -57,17 +79,29 @@ class Launches:
             reader.kill()
             reader.communicate()
 
+    def follow_into_training(self, run_id: str) -> None:
+        """Follow the run's log until it trains."""
+        reader = self.project.start("runs", "logs", "-f", run_id)
+        try:
+            assert reader.stdout
+            assert any("ms/step" in line for line in reader.stdout), "it never trained"
+        finally:
+            reader.kill()
+            reader.communicate()
+
     def finish(self, run_id: str, seconds: float = 400) -> dict[str, Any]:
         """Wait for the run's end without following it; what `runs show` says then."""
-        # Each time a process that imports SkyPilot and asks a node: more often, it takes a core from the run.
-        until(lambda: self.show(run_id)["status"] in ENDS, seconds, every=15)
+        # Its journal comes first: `runs show` imports SkyPilot, asks a node, and takes a core from the run.
+        words = (sys.executable, "-c", AWAIT_END, run_id, str(seconds))
+        subprocess.run(words, env=self.project.environment(), cwd=self.project.root, check=True)
+        until(lambda: self.show(run_id)["status"] in ENDS, 120, every=5)
         return self.show(run_id)
 
-    def model(self, run_id: str) -> dict[str, Any]:
+    def model(self, run_id: str, name: str = "tiny-pretrain-model") -> dict[str, Any]:
         """What the run published, read back from the store: its metadata and who made it. MLflow shows the
         same run, with every attempt and what came out."""
         listed = json.loads(self.project.run("artifacts", "list", "--json").stdout)
-        found = [item for item in listed if item["name"] == "tiny-pretrain-model"]
+        found = [item for item in listed if item["name"] == name]
         shown = [
             json.loads(self.project.run("artifacts", "show", item["uri"], "--json").stdout) for item in found
         ]
@@ -76,10 +110,32 @@ class Launches:
         assert run.info.status == "FINISHED"
         assert len(attempts) == len(self.show(run_id)["attempt_list"])
         assert len(run.outputs.model_outputs) == 1
-        assert run.data.metrics["valid_loss"] == pytest.approx(mine["metadata"]["valid_loss"], abs=1e-3)
+        for metric, value in mine["metadata"].items():
+            if metric in run.data.metrics:
+                assert run.data.metrics[metric] == pytest.approx(value, abs=1e-3)
         return dict(mine)
 
 
+# Waits until a run's last attempt has written an end after which SkyPilot begins no other.
+AWAIT_END = """
+import os, sys, time
+from launcher.artifacts.store import open_store
+from launcher.errors import UserError
+from launcher.lineage import sync
+
+until = time.monotonic() + float(sys.argv[2])
+store = open_store(os.environ["NEMO_SKY_ARTIFACTS"])
+while time.monotonic() < until:
+    try:
+        last = [attempt[-1] for attempt in sync.attempts(store, sys.argv[1])][-1:]
+    except UserError:
+        last = []
+    if last and last[0]["type"] == "attempt_ended" and last[0]["status"] != "interrupted":
+        break
+    time.sleep(1)
+else:
+    sys.exit(f"{sys.argv[1]} has not ended: {last}")
+"""
 ENDS = ("SUCCEEDED", "FAILED", "CANCELLED", "INTERRUPTED", "BUDGET_REACHED", "DEADLINE_REACHED", "LOST")
 
 
@@ -99,14 +155,33 @@ def launching(home: SkyHome, profile: Path, root: Path) -> Iterator[tuple[Launch
             "NEMO_SKY_ARTIFACTS": f"s3://fake-bucket/{root.parent.name}",
             "AWS_ENDPOINT_URL": endpoint,
         }
-        yield Launches(make_project(root, **env), profile), gate
+        yield Launches(rig_project(root, **env), profile), gate
 
 
 def aws_project(aws: AwsRig, root: Path) -> Project:
     """A fresh project at ``root`` whose store is a folder of its own in the rig's bucket."""
-    return make_project(
+    return rig_project(
         root, **{**dict(aws.env), "NEMO_SKY_ARTIFACTS": f"s3://{aws.bucket}/{root.parent.name}"}
     )
+
+
+def paced_loss(steps: int) -> float:
+    """The final loss of a `PACED` run that skipped and repeated no step."""
+    loss = 1.0
+    for step in range(1, steps + 1):
+        loss = loss * 0.99 + 0.001 * (step % 7)
+    return loss
+
+
+def rig_project(root: Path, **env: str) -> Project:
+    """A fresh project with one stage more, `PACED`, whose trainer is the agent's tests' own."""
+    project = make_project(root, **env)
+    folder = root / "recipes" / "demo" / "train"
+    (folder / "config").mkdir(parents=True)
+    trainer = TRAINER.read_text().replace("from __future__ import annotations\n", "")
+    (folder / "train.py").write_text(HEAD + trainer)
+    (folder / "config" / "default.yaml").write_text("{steps: 600, sleep: 0.1, save: 20}\n")
+    return project
 
 
 def capped(project: Project, profile: Path, money: str) -> Launches:

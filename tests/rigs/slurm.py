@@ -63,9 +63,10 @@ class SlurmRig:
     def profile(self) -> Path:
         return self.folder / "profile.yaml"
 
-    def squeue(self) -> list[str]:
-        """The names of the jobs that hold or wait for nodes."""
-        return self._slurm("squeue", "--noheader", "--format=%j").split()
+    def squeue(self, shown: str = "%j") -> list[str]:
+        """The jobs that hold or wait for nodes: what squeue's format ``shown`` says of each, or the names."""
+        listed = self._slurm("squeue", "--noheader", f"--format={shown}")
+        return [line.strip() for line in listed.splitlines()]
 
     def scancel(self, name: str | None = None) -> None:
         """Take the allocation away from the jobs whose name begins with ``name``, or from all of them.

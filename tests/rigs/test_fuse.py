@@ -7,7 +7,6 @@ killed, and the agent is stopped, not killed: a killed one takes its job along, 
 from __future__ import annotations
 
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +16,7 @@ import pytest
 
 from tests.rigs import skyhome
 from tests.rigs.aws.rig import AwsRig
-from tests.rigs.launching import LONG, aws_project, capped, eventually, launching
+from tests.rigs.launching import PACED, aws_project, capped, eventually, launching
 from tests.rigs.slurm import SlurmRig
 
 MONEY = "money: {check_every: 10s, setup: 120s, teardown: 60s}\n"
@@ -25,7 +24,7 @@ MONEY = "money: {check_every: 10s, setup: 120s, teardown: 60s}\n"
 # until it burns; then scancel, or a look of the skylet a minute later and the instances' end.
 LEASE_S = 45.0
 SKYLET_S = 120.0
-ENDLESS = (*LONG, "train.steps=1000000")
+ENDLESS = (*PACED, "steps=1000000")
 
 
 def hang(run_id: str) -> None:
@@ -47,7 +46,7 @@ def test_slurm_allocation_goes_without_launcher_controller_and_agent(slurm: Slur
         on = capped(usual.project, slurm.profile, MONEY)
         run_id = on.detach(*ENDLESS, "--force", "--budget", "20")
         on.follow(run_id)
-        (limit,) = _time_limits(slurm)
+        (limit,) = slurm.squeue("%l")
         assert limit != "UNLIMITED", "the allocation's own time limit is the budget's"
         skyhome.stop(slurm.home.folder)
         hang(run_id)
@@ -55,11 +54,6 @@ def test_slurm_allocation_goes_without_launcher_controller_and_agent(slurm: Slur
         assert slurm.squeue()
         assert eventually(lambda: not slurm.squeue(), LEASE_S + 60), "the allocation outlived its lease"
         assert time.monotonic() - began < LEASE_S + 60
-
-
-def _time_limits(slurm: SlurmRig) -> list[str]:
-    words = ("squeue", "--noheader", "--format=%l")
-    return subprocess.run(words, env=slurm.env, capture_output=True, text=True, check=True).stdout.split()
 
 
 @pytest.fixture

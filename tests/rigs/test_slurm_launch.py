@@ -13,7 +13,7 @@ import pytest
 
 from tests.e2e.conftest import make_project
 from tests.e2e.s3 import Gate
-from tests.rigs.launching import LONG, REACHED_S, SHORT, Launches, eventually, launching
+from tests.rigs.launching import LONG, PACED, REACHED_S, SHORT, Launches, eventually, launching, paced_loss
 from tests.rigs.slurm import SlurmRig
 
 
@@ -87,35 +87,31 @@ def test_a_ray_stage_on_two_nodes(on: Launches) -> None:
     assert [child["uri"] for child in up["children"]] == [done["output"]]
 
 
-def test_cancelled_and_launched_again(gated: tuple[Launches, Gate], whole: dict[str, float]) -> None:
-    on, gate = gated
-    gate.hold(step=300)
-    run_id = on.detach(*LONG, "--force")
+def test_cancelled_and_launched_again(on: Launches) -> None:
+    words = (*PACED, "steps=1200", "sleep=0.1", "save=50")
+    run_id = on.detach(*words)
     on.follow(run_id)
-    assert gate.reached.wait(REACHED_S)
     (active,) = json.loads(on.project.run("queue", "--json").stdout)
     assert (active["run_id"], active["place"]) == (run_id, "slurm/rig/gpu")
-    twice = on.project.run("launch", *LONG, "--resume", run_id, "--cluster", str(on.profile), code=3)
+    twice = on.project.run("launch", *words, "--cluster", str(on.profile), code=3)
     assert "is this very run and is running" in twice.stderr
     assert "is cancelled" in on.project.run("runs", "cancel", run_id).stdout
-    gate.hold()
 
-    resumed = on.launch(*LONG, "--resume", run_id)
+    resumed = on.launch(*words)
     assert resumed["run_id"] == run_id
-    assert resumed["metadata"]["final_loss"] == pytest.approx(whole["final_loss"], abs=1e-4)
-    attempts = on.show(run_id)["attempt_list"]
-    assert len(attempts) == 2
-    assert attempts[1]["restored_from"] > 0
+    assert resumed["metadata"]["final_loss"] == pytest.approx(paced_loss(1200), abs=1e-9)
+    first, second = on.show(run_id)["attempt_list"]
+    assert second["restored_from"] == first["checkpoints"][-1] > 0
 
 
-def test_a_shell_on_its_node_and_a_cancel_that_saves(on: Launches) -> None:
+def test_a_shell_on_its_node_and_a_cancel_that_saves(on: Launches, slurm: SlurmRig) -> None:
+    profile = on.project.root / "options.yaml"
+    options = "{comment: fake project, time: '2:00:00'}"
+    profile.write_text(f"extends: {on.profile}\nconfig: {{slurm: {{sbatch_options: {options}}}}}\n")
     endless = (*SHORT, "train.steps=1000000", "train.save_interval=1000000")
-    run_id = on.detach(*endless, "--force")
-    reader = on.project.start("runs", "logs", "-f", run_id)
-    assert reader.stdout
-    assert any("ms/step" in line for line in reader.stdout)
-    reader.kill()
-    reader.communicate()
+    run_id = Launches(on.project, profile).detach(*endless, "--force")
+    on.follow_into_training(run_id)
+    assert slurm.squeue("%k|%l") == ["fake project|2:00:00"]
     said = on.project.run("runs", "ssh", run_id, "--", "echo on $SLURM_JOB_PARTITION $(whoami)").stdout
     assert "on " in said
     assert "is cancelled" in on.project.run("runs", "cancel", run_id).stdout
@@ -127,7 +123,7 @@ def test_a_managed_job_whose_allocation_is_cancelled(
     gated: tuple[Launches, Gate], slurm: SlurmRig, whole: dict[str, float]
 ) -> None:
     on, gate = gated
-    gate.hold(step=300)
+    gate.hold(step=180)
     run_id = on.detach(*LONG, "--managed", "--force")
     assert gate.reached.wait(REACHED_S)
     slurm.scancel()
@@ -144,7 +140,7 @@ def test_launcher_api_server_and_store_go_away(
 ) -> None:
     """Each at a bad moment of one run: it is neither lost nor doubled."""
     on, gate = gated
-    gate.hold(step=300)
+    gate.hold(step=180)
     launcher = on.project.start("launch", *LONG, "--cluster", str(on.profile), "--force")
     assert launcher.stderr
     line = next(text for text in launcher.stderr if text.startswith("  run "))
@@ -155,7 +151,7 @@ def test_launcher_api_server_and_store_go_away(
 
     assert gate.reached.wait(REACHED_S)
     gate.down = True
-    gate.hold(step=600)
+    gate.hold(step=360)
     time.sleep(5)  # an outage: nothing to wait for, the run must bear it
     gate.down = False
     assert gate.reached.wait(REACHED_S)
@@ -182,7 +178,7 @@ def test_through_a_remote_api_server_that_restarts(
     server = f"http://127.0.0.1:{rigs.pop('SKYPILOT_API_SERVER_LOCAL_PORT')}"
     env = {**rigs, "HOME": str(tmp_path / "home"), "SKYPILOT_API_SERVER_ENDPOINT": server}
     away = Launches(make_project(tmp_path / "project", **env), on.profile)
-    gate.hold(step=300)
+    gate.hold(step=180)
     launcher = away.project.start("launch", *LONG, "--cluster", str(on.profile), "--force", "--json")
     assert gate.reached.wait(REACHED_S)
     kill_api_server(slurm)

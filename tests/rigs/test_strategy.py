@@ -13,8 +13,9 @@ import pytest
 from tests.rigs.aws.catalogs import REGIONS
 from tests.rigs.aws.rig import AwsRig, Instance, aws_rig
 from tests.rigs.conftest import require_aws
-from tests.rigs.launching import LONG, REACHED_S, Launches, aws_project, eventually
+from tests.rigs.launching import PACED, REACHED_S, Launches, aws_project, eventually
 
+WORDS = (*PACED, "steps=1000", "sleep=0.03", "save=100")
 MONEY = "money: {check_every: 5s, setup: 60s, teardown: 5s}\n"
 
 
@@ -66,7 +67,7 @@ def the_only(aws: AwsRig) -> Instance:
 
 def test_a_preempted_job_goes_on_in_another_zone(on: Launches, aws: AwsRig) -> None:
     aws.hold(300)
-    run_id = on.detach(*LONG, "--spot", "--force")
+    run_id = on.detach(*WORDS, "--spot", "--force")
     assert eventually(aws.reached, REACHED_S)
     first = the_only(aws)
     assert first.spot
@@ -91,7 +92,7 @@ def test_from_on_demand_back_to_spot_at_a_checkpoint(on: Launches, aws: AwsRig) 
     for zone in zones:
         aws.capacity(zone, False, spot=True)
     aws.hold(300)
-    run_id = on.detach(*LONG, "--spot-first", "--force")
+    run_id = on.detach(*WORDS, "--spot-first", "--force")
     assert eventually(aws.reached, 2 * REACHED_S)
     assert not the_only(aws).spot
     for zone in zones:
