@@ -109,10 +109,11 @@ def preflight(request: Request, project: Project, drafts: Sequence[Plan], store:
         booking.check(draft, request, project, submitted)
         checks.require(checks.quotas(submitted), request.goes_on)
     checks.require(checks.of_project(project, store), request.goes_on)
-    beginning = begin_anew(drafts, request, project, store)
-    booking.foresee([(draft, tasks[draft.name]) for draft in beginning], request, project, store)
     for profile in {draft.profile.infra: draft.profile for draft in drafts}.values():
         checks.require(checks.of_place(profile), request.goes_on)
+    # By now SkyPilot's API server is up, and can say which strategy recovers a job.
+    beginning = begin_anew(drafts, request, project, store)
+    booking.foresee([(draft, tasks[draft.name]) for draft in beginning], request, project, store)
     for draft, later in zip(drafts, awaited(drafts), strict=True):
         here = {name: item for name, item in draft.inputs.items() if name not in later}
         inputs.pin(here, store, project.tracking, {})

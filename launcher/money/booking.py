@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from launcher import strategy
 from launcher.artifacts import checkpoints
 from launcher.money import account as accounts
 from launcher.money import caps, gate, places
@@ -71,14 +72,14 @@ def check(plan: Plan, request: Request, project: Project, task: Task) -> None:
 
 def foresee(beginning: Sequence[tuple[Plan, Task]], request: Request, project: Project, store: Store) -> None:
     """Refuse, before the first stage starts, stages that are expected not to fit: each of those that begin
-    anew against its own caps, and all of them together against the experiment's."""
+    anew against its own caps, and all of them together against the experiment's, with the first lease that
+    its booking will ask for. Asks SkyPilot's API server which strategy will recover a job on spot."""
     if request.goes_on or not is_capped(request, project):
         return
     name = request.caps.experiment
     held = open_ledger(store).read(account_name("", name)) if name else Account()
     for plan, task in beginning:
-        # Which strategy it will be is asked at the launch itself, which may need more.
-        lease = _lease(plan, project, task, ours=True)
+        lease = _lease(plan, project, task, strategy.is_ours(plan, lambda _: None))
         order = _order(plan, request, project, task, plan.name, capped=True, lease=lease)
         limits = gate.with_budgets(held, order)
         left = limits.left(plan.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -165,8 +166,12 @@ def two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> project.Project:
     return found
 
 
-def foresee(two: project.Project, *, force: bool = False, **given: str) -> None:
-    request = plan.Request("demo", "all", caps=from_flags(**given), force=force)
+def foresee(
+    two: project.Project, *, cluster: str = "local", force: bool = False, managed: bool = False, **given: str
+) -> None:
+    request = plan.Request(
+        "demo", "all", cluster=cluster, caps=from_flags(**given), force=force, managed=managed
+    )
     drafts = plan.plans(request, two, plan.select(request, two))
     store = flow.open_store(two)
     beginning = flow.begin_anew(drafts, request, two, store)
@@ -185,3 +190,15 @@ def test_all_stages_must_fit_before_the_first_begins(two: project.Project) -> No
         foresee(two, experiment="e", experiment_budget="50")
     foresee(two, experiment="e", experiment_budget="50", force=True)
     assert open_ledger(flow.open_store(two)).accounts() == {}, "nothing was reserved"
+
+
+def test_the_set_up_that_failover_may_need_is_foreseen(two: project.Project) -> None:
+    """Two stages at $360 an hour, $108 each, set-up included: on nodes whose end takes 20 minutes a booking
+    asks for $120.40, and where FAILOVER recovers for $120.10 more."""
+    (two.clusters / "cloud.yaml").write_text("infra: aws/us-east-1\nprice_per_hour: 360\n")
+    slow = replace(two, money=replace(two.money, teardown=1200.0))
+    foresee(slow, cluster="cloud", experiment="e", experiment_budget="300")
+    with pytest.raises(Refused, match=r"of which \$10\d.* is spent or reserved: \$2\d") as short:
+        foresee(slow, cluster="cloud", managed=True, experiment="e", experiment_budget="300")
+    assert "for the set-up of the next nodes" in str(short.value)
+    foresee(slow, cluster="cloud", managed=True, experiment="e", experiment_budget="400")
