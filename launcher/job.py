@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from launcher import config, fuse, luggage, provenance, runs, secrets, strategy, task
 from launcher.money import narrow
+from launcher.money.want import want_of
 from launcher.plan import Plan, Request, to_task
 from launcher.project import Project
 
@@ -50,8 +51,9 @@ def write(
         facts |= {"cookbook_patch_lacks": theirs.left_out} if theirs.left_out else {}
         patches["cookbook.patch"] = theirs.patch
     submitted = task_of(plan, project, run.run_id)
+    facts |= gpus_of(submitted)
     if ours and booked:
-        recovery = strategy.job_recovery(submitted, plan, request, project, booked)
+        recovery = strategy.job_recovery(submitted, plan, request, store, booked)
         submitted["resources"]["job_recovery"] = recovery
     if booked and booked.capped and plan.profile.backend == "sky":
         submitted = fuse.arm(submitted, booked.lease, booked.longest)
@@ -83,6 +85,15 @@ def write(
     return submitted
 
 
+def gpus_of(submitted: task.Task) -> dict[str, str | None]:
+    """``{"gpus": "H100:8"}`` of each node, None without; nothing where one of several types will do, for then
+    nobody knows here which it will be."""
+    want = want_of(submitted)[0]
+    if len(want.gpus) > 1:
+        return {}
+    return {"gpus": f"{want.gpus[0]}:{want.count}" if want.count else None}
+
+
 def checkpoints_of(
     plan: Plan, project: Project, request: Request, submitted: task.Task, store: Store
 ) -> dict[str, Any] | None:
@@ -99,7 +110,6 @@ def checkpoints_of(
     ):
         return kept
     from launcher.money import sightings  # and NumPy
-    from launcher.money.want import want_of
 
     want = want_of(submitted)[0]
     kind = sightings.kind(want.gpus[0], want.count, want.nodes) if want.count else None

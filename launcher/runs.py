@@ -49,7 +49,12 @@ class Run:
 def new_id(family: str, stage: str, now: datetime | None = None) -> str:
     """Sortable by time, readable, and unique: ``tiny-pretrain-20261121-081502-3fa90c2e``."""
     moment = (now or datetime.now(UTC)).strftime("%Y%m%d-%H%M%S")
-    return f"{family}-{stage.replace('/', '-')}-{moment}-{secrets.token_hex(4)}"
+    return f"{stem(family, stage)}{moment}-{secrets.token_hex(4)}"
+
+
+def stem(family: str, stage: str) -> str:
+    """What the ids of a stage's runs begin with; their time follows."""
+    return f"{family}-{stage.replace('/', '-')}-"
 
 
 def directory(runs: Path, run_id: str) -> Path:

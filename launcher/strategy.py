@@ -10,9 +10,9 @@ from launcher.errors import Refused
 from launcher.skyplugin.names import KEY, NAME, STRATEGY
 
 if TYPE_CHECKING:
+    from launcher.artifacts.store import Store
     from launcher.money.booking import Booking
     from launcher.plan import Plan, Request
-    from launcher.project import Project
 
 LOST = (
     "market and zone do not follow prices, deadline and budget, and a run on spot-first does not "
@@ -44,14 +44,14 @@ def is_ours(plan: Plan, say: Callable[[str], None]) -> bool:
 
 
 def job_recovery(
-    task: Mapping[str, Any], plan: Plan, request: Request, project: Project, booked: Booking
+    task: Mapping[str, Any], plan: Plan, request: Request, store: Store, booked: Booking
 ) -> dict[str, Any]:
     """SkyPilot's ``job_recovery`` for our strategy; see ``launcher.money.recovery.Terms``."""
     from launcher.money import estimate, expect
 
     work = None
     if booked.deadline is not None:
-        asked = expect.work_left(plan, project, request.work, None)
+        asked, _ = expect.work_left(plan, store, request.work, None)
         high = estimate.estimate(asked, *_gpus(task), plan.nodes).high
         work = None if high is None else high * 3600
     price = plan.profile.price_per_hour

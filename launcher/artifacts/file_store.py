@@ -99,12 +99,16 @@ class FileStore:
             except (FileNotFoundError, NotADirectoryError):
                 return None
 
-    def children(self, prefix: str) -> list[str]:
+    def children(self, prefix: str, begins: str = "") -> list[str]:
         folder = self.root / folder_prefix(prefix)
         with self._errors("list", folder):
             try:
                 with os.scandir(folder) as entries:
-                    names = [f"{entry.name}/" if entry.is_dir() else entry.name for entry in entries]
+                    names = [
+                        f"{entry.name}/" if entry.is_dir() else entry.name
+                        for entry in entries
+                        if entry.name.startswith(begins)
+                    ]
             except (FileNotFoundError, NotADirectoryError):
                 return []
         return sorted(name for name in names if name != f"{_SCRATCH}/")

@@ -114,11 +114,11 @@ class S3Store:
                 raise
         return True
 
-    def children(self, prefix: str) -> list[str]:
+    def children(self, prefix: str, begins: str = "") -> list[str]:
         folder = self._folder(prefix)
         names: list[str] = []
         with self._errors("list", prefix):
-            for page in self._pages(Prefix=folder, Delimiter="/"):
+            for page in self._pages(Prefix=folder + begins, Delimiter="/"):
                 names += [item["Prefix"] for item in page.get("CommonPrefixes", [])]
                 names += [item["Key"] for item in page.get("Contents", [])]
         return sorted(name.removeprefix(folder) for name in names if name != folder)

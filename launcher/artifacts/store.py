@@ -6,17 +6,20 @@ Keys are relative, with ``/``. A key is written whole or not at all, and with ``
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
+from launcher.artifacts.deadline import within
 from launcher.artifacts.file_store import FileStore
 from launcher.artifacts.keys import Advance, StoreError
 from launcher.artifacts.manifest import FileEntry
 from launcher.artifacts.s3_store import S3Store
 from launcher.errors import UserError
 
-__all__ = ["FileStore", "S3Store", "Store", "StoreError", "open_store"]
+__all__ = ["FileStore", "S3Store", "Store", "StoreError", "open_store", "soon"]
 
+_Result = TypeVar("_Result")
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
 
@@ -48,8 +51,9 @@ class Store(Protocol):
         """The content of ``key``, None when there is no such key."""
         ...
 
-    def children(self, prefix: str) -> list[str]:
-        """Names directly in the folder ``prefix``, sorted; those of folders end with ``/``."""
+    def children(self, prefix: str, begins: str = "") -> list[str]:
+        """Names directly in the folder ``prefix``, sorted; those of folders end with ``/``. Only those that
+        begin with ``begins``: no others are asked for."""
         ...
 
     def list(self, prefix: str) -> list[str]:
@@ -90,3 +94,12 @@ def open_store(url: str, s3_endpoint: str | None = None) -> Store:
     if "://" in url and not url.startswith("file:///"):
         raise UserError(f"artifacts: {url!r} is neither a folder nor s3://BUCKET/PREFIX")
     return FileStore(Path(url.removeprefix("file://")).expanduser().absolute())
+
+
+def soon(store: Store, seconds: float, call: Callable[[], _Result]) -> _Result:
+    """What ``call``, which asks ``store``, returns or raises; see ``within``. Raises StoreError after
+    ``seconds``: a store that cannot be reached may be tried for minutes."""
+    try:
+        return within(seconds, call)
+    except TimeoutError:
+        raise StoreError(f"{store.url} did not answer within {seconds:g} seconds") from None

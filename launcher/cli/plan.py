@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,11 +32,15 @@ from launcher.cli.common import (
 from launcher.errors import Refused, UserError, did_you_mean
 
 if TYPE_CHECKING:
+    from launcher.artifacts.store import Store
+    from launcher.money.estimate import Past
     from launcher.money.quote import Quote, Row
     from launcher.plan import Plan, Request
     from launcher.project import Project
 
 ROWS = 20
+PATIENCE_S = 5.0
+"""For the store to say which inputs there are."""
 COLUMNS = ("place", "instance", "market", "$/h node", "$/h all", "time", "$ mean", "$ most", "chance", "note")
 
 
@@ -76,10 +80,11 @@ def plan(
 ) -> None:
     """Show where a stage can run, for how long, at what cost, and its chance to be done in time.
 
-    Prices come from SkyPilot's catalogs on this machine; no account, server or network is used.
+    Prices come from SkyPilot's catalogs on this machine, hours from earlier runs in the artifact store where
+    it answers; no account or server is needed.
     """
     from launcher import clusters
-    from launcher.money import amounts, estimate, quote
+    from launcher.money import amounts, estimate, past, quote
     from launcher.money.want import MARKETS
     from launcher.plan import Request
 
@@ -106,17 +111,15 @@ def plan(
     takes = in_hours("--work", work)
     limit = in_hours("--deadline", deadline)
     cap = parsed("--budget", amounts.parse_dollars, budget) if budget else None
-    planned, task = _planned(request, found)
+    planned, task, store, notes = _planned(request, found)
+    earlier: Sequence[Past] = ()
+    if store and not takes:
+        earlier, notes = past.past_of(store, planned.name, planned.config_name, planned.values)
     spec = planned.spec.sky
     result = quote.quote(
         planned.profile,
         task,
-        estimate.work_of(
-            planned.values,
-            mfu=mfu,
-            hours=takes,
-            past=() if takes else estimate.past_of(found, planned.name, planned.config_name),
-        ),
+        estimate.work_of(planned.values, mfu=mfu, hours=takes, past=earlier),
         gpu_gb=spec.min_gpu_memory_gb,
         markets=("spot",) if spot else ("on-demand",) if spec.spot is False else MARKETS,
         deadline=limit,
@@ -130,20 +133,30 @@ def plan(
             [_facts(row) for row in rows], plot, title=f"{planned.name}, {result.nodes} x {result.gpus}"
         )
     if json:
-        print_json(_json(planned, result, rows, deadline=limit, budget=cap))
+        print_json(_json(planned, result, rows, notes, deadline=limit, budget=cap))
         return
     _show(planned, result, rows if every else rows[:ROWS], cap, limit)
+    for note in notes:
+        say(note)
 
 
-def _planned(request: Request, project: Project) -> tuple[Plan, dict[str, Any]]:
-    """The plan and the very task that a launch would submit; inputs pinned where the store has them."""
+def _planned(request: Request, project: Project) -> tuple[Plan, dict[str, Any], Store | None, list[str]]:
+    """The plan and the very task that a launch would submit, inputs pinned where the store has them; and the
+    store, or None and words for people where it does not answer."""
     from launcher import launch as flow
+    from launcher.artifacts.store import StoreError, soon
     from launcher.plan import pin, plans, select, to_task
 
     [draft] = plans(request, project, select(request, project))
-    with contextlib.suppress(Refused):  # what an input would tell, such as its pack size, is then not known
-        draft = pin(draft, request, project, flow.open_store(project), {})
-    return draft, to_task(draft, project, job_dir=f"tasks/{draft.name}")
+    store, plan, notes = flow.open_store(project), draft, []
+    try:
+        plan = soon(store, PATIENCE_S, lambda: pin(draft, request, project, store, {}))
+    except StoreError as error:
+        notes = [f"computed without the artifact store, inputs and earlier runs: {error.message}"]
+    except Refused:  # what an input would tell, such as its pack size, is then not known
+        pass
+    task = to_task(plan, project, job_dir=f"tasks/{plan.name}")
+    return plan, task, None if notes else store, notes
 
 
 def _facts(row: Row) -> dict[str, Any]:
@@ -173,7 +186,13 @@ def _facts(row: Row) -> dict[str, Any]:
 
 
 def _json(
-    planned: Plan, result: Quote, rows: list[Row], *, deadline: float | None, budget: float | None
+    planned: Plan,
+    result: Quote,
+    rows: list[Row],
+    notes: list[str],
+    *,
+    deadline: float | None,
+    budget: float | None,
 ) -> dict[str, Any]:
     return {
         "stage": planned.name,
@@ -187,6 +206,7 @@ def _json(
         "best": _facts(result.best) if result.best else None,
         "rows": [_facts(row) for row in rows],
         "left_out": dict(result.left_out),
+        "notes": notes,
     }
 
 

@@ -85,7 +85,7 @@ def foresee(beginning: Sequence[tuple[Plan, Task]], request: Request, project: P
         left = limits.left(plan.name)
         if left is None and order.deadline is None:
             continue
-        seen = _expected(plan, request, project, task, order.deadline, left, None)
+        seen = _expected(plan, request, store, task, order.deadline, left, None)
         gate.admit(held, replace(order, expected=seen))
         if best := seen.best:
             # What it is expected to cost is not there for the stages after it.
@@ -111,7 +111,7 @@ def book(
     ledger, name = open_ledger(store), account_name(run.run_id, run.experiment)
     before = ledger.read(name)
     lease = _lease(plan, project, task, ours)
-    order = _asked(plan, run.run_id, run.experiment, request, project, task, lease, before, store)
+    order = _asked(plan, run.run_id, run.experiment, request, project, task, lease, before, store, True)
 
     def admitted(held: Account) -> Account:
         return gate.admit(accounts.supersede(held, run.run_id, order.entry.launched), order)
@@ -144,8 +144,8 @@ def foretell(plan: Plan, request: Request, project: Project, store: Store, task:
     if not is_capped(request, project) and not before.caps(run_id):
         return []
     lease = _lease(plan, project, task, ours=False)
-    saved = store if request.resume else None
-    order = _asked(plan, run_id, experiment, request, project, task, lease, before, saved)
+    begun = request.resume is not None
+    order = _asked(plan, run_id, experiment, request, project, task, lease, before, store, begun)
     now = order.entry.launched
     held = gate.admit(accounts.supersede(before, run_id, now), order)
     of = "" if order.entry.price is None else f" at {money(order.entry.price)}/h: {money(order.entry.cost)}"
@@ -162,19 +162,20 @@ def _asked(
     task: Task,
     lease: Lease,
     before: Account,
-    store: Store | None,
+    store: Store,
+    begun: bool,
 ) -> gate.Order:
     """The order of a launch whose account is ``before``, with what is left of its work, where that counts,
-    after the newest checkpoint in ``store``; None for a run that cannot have one."""
+    after the newest checkpoint; a run that has not ``begun`` cannot have one."""
     capped = is_capped(request, project) or bool(before.caps(run_id))
     order = _order(plan, request, project, task, run_id, capped, lease)
     order = replace(order, caps=replace(order.caps, experiment=experiment))
     left = gate.with_budgets(before, order).left(run_id)
     if (left is None and order.deadline is None) or request.goes_on:
         return order
-    newest = checkpoints.newest(store, run_id) if store else None
+    newest = checkpoints.newest(store, run_id) if begun else None
     step = newest.step if newest else None
-    seen = _expected(plan, request, project, task, order.deadline, left, step)
+    seen = _expected(plan, request, store, task, order.deadline, left, step)
     return replace(order, expected=seen)
 
 
@@ -294,7 +295,7 @@ def _order(
 def _expected(
     plan: Plan,
     request: Request,
-    project: Project,
+    store: Store,
     task: Task,
     deadline: float | None,
     left: int | None,
@@ -306,19 +307,21 @@ def _expected(
 
     hours = None if deadline is None else deadline / 3600
     limits = expect.Limits(hours, None if left is None else left / MICROS)
-    return expect.expected(plan.profile, task, expect.work_left(plan, project, request.work, step), limits)
+    work, trouble = expect.work_left(plan, store, request.work, step)
+    return replace(expect.expected(plan.profile, task, work, limits), trouble=tuple(trouble))
 
 
 def _foreseen(order: gate.Order) -> list[str]:
     """What a person should know of how the caps will do."""
     if order.expected is None:
         return []
-    best = order.expected.best
+    best, trouble = order.expected.best, order.expected.trouble
     if best is None:
-        return [f"expected: unknown ({order.expected.unknown}); the caps hold while it runs"]
+        return [*trouble, f"expected: unknown ({order.expected.unknown}); the caps hold while it runs"]
     takes = format_duration(best.hours * 3600)
     chance = "" if best.chance is None else f", within the caps with a chance of {best.chance:.0%}"
-    return [f"expected: {money(best.cost)} in {takes} at {best.where}{chance} ({best.source})"]
+    said = f"expected: {money(best.cost)} in {takes} at {best.where}{chance} ({best.source})"
+    return [*trouble, said]
 
 
 def _lease(plan: Plan, project: Project, task: Task, ours: bool) -> Lease:

@@ -12,14 +12,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from launcher import fit
 from launcher.errors import UserError
-
-if TYPE_CHECKING:
-    from launcher.project import Project
 
 # Dense BF16 (V100, T4: FP16) tensor-core TFLOP/s of one GPU without sparsity, as NVIDIA's data sheets say.
 PEAK_TFLOPS: Mapping[str, float] = {
@@ -36,8 +32,7 @@ ACTIVE: Mapping[str, float] = {"nemotron_3_nano": 3.6e9}
 ASSUMED_SPREAD = 0.3
 MEASURED_SPREAD = 0.1
 """Standard deviation of the logarithm of the duration: how far an estimate may be off."""
-RUNS = 5
-"""At most so many earlier runs are looked at, the newest first."""
+STEPS = ("train.train_iters", "train.steps")
 LENGTHS = ("model.seq_length", "dataset.seq_length", "pack_size")
 
 
@@ -45,7 +40,7 @@ LENGTHS = ("model.seq_length", "dataset.seq_length", "pack_size")
 class Past:
     """What an earlier run measured: ``tokens_per_second`` of all its GPUs (None without), and the ``hours``
     it took for its ``steps`` (None unless it succeeded, and unless its config says them). ``gpu`` is None for
-    a run without GPUs."""
+    a run without GPUs. ``launcher.money.past`` finds them."""
 
     run_id: str
     gpu: str | None
@@ -115,7 +110,7 @@ def work_of(
 
 def steps_of(values: Mapping[str, Any]) -> int | None:
     """Steps of a training config, of Megatron-Bridge's and of the tiny family's keys; None without them."""
-    return _first(values, "train.train_iters", "train.steps")
+    return _first(values, *STEPS)
 
 
 def from_step(work: Work, step: int | None) -> Work:
@@ -187,74 +182,6 @@ def peak_tflops(gpu: str, instance: str = "") -> float | None:
         form = "PCIE" if "PCIE" in name else "NVL" if gpu.upper() == "H100-NVL" else ""
         return PEAK_TFLOPS[f"H100-{form}" if form else "H100"]
     return PEAK_TFLOPS.get(chip)
-
-
-def past_of(project: Project, name: str, config: str) -> list[Past]:
-    """What the newest runs of stage ``name`` with this config measured, from the journals in the store.
-
-    A store that cannot be reached has nothing to say; an estimate does without.
-    """
-    from launcher import runs
-    from launcher.artifacts.store import open_store
-    from launcher.lineage import sync
-
-    same = [
-        run
-        for run in runs.every(project.runs)
-        if f"{run.family}/{run.stage}" == name and run.config == config
-    ]
-    found: list[Past] = []
-    for run in same[:RUNS]:
-        try:
-            attempts = sync.attempts(open_store(run.artifacts, project.s3_endpoint), run.run_id)
-        except UserError:
-            break
-        folder = runs.directory(project.runs, run.run_id)
-        gpu, each = _gpus_of(folder / "task.yaml")
-        speeds = [
-            point["value"]
-            for events in attempts
-            for event in events
-            if event["type"] == "metrics"
-            for point in event["points"]
-            if point["key"] == "tokens_per_second" and point["value"] > 0
-        ]
-        ends = [event for events in attempts for event in events if event["type"] == "attempt_ended"]
-        hours = None
-        if ends and ends[-1]["status"] == "succeeded":
-            hours = sum(event["hours"] or 0.0 for event in ends) or None
-        steps = _steps_of(folder / "job" / "train.yaml")
-        found.append(Past(run.run_id, gpu, each * run.nodes, run.nodes, _settled(speeds), hours, steps))
-    return [one for one in found if one.tokens_per_second or one.hours]
-
-
-def _settled(speeds: Sequence[float]) -> float | None:
-    """The median of the later half: the first steps compile and fill caches."""
-    later = sorted(speeds[len(speeds) // 2 :])
-    return later[len(later) // 2] if later else None
-
-
-def _steps_of(config: Path) -> int | None:
-    """Steps of the config that a run was submitted with."""
-    import yaml
-
-    try:
-        return steps_of(yaml.safe_load(config.read_text()) or {})
-    except (OSError, yaml.YAMLError):
-        return None
-
-
-def _gpus_of(task: Path) -> tuple[str | None, int]:
-    """Type and number of GPUs of each node, of a submitted task; none of a run on this machine."""
-    import yaml
-
-    from launcher.money.want import want_of
-
-    try:
-        wants = want_of(yaml.safe_load(task.read_text()) or {})
-    except (OSError, yaml.YAMLError, UserError):
-        return None, 0
-    return (wants[0].gpus[0] if wants[0].gpus else None), wants[0].count
 
 
 def _first(values: Mapping[str, Any], *keys: str) -> int | None:

@@ -13,19 +13,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from launcher.errors import Refused
-from launcher.money import estimate, forecast, quote
+from launcher.money import estimate, forecast, past, quote
 from launcher.money.account import MICROS
 from launcher.money.gate import Expected, Way
 from launcher.money.offers import NO_INSTANCE
 from launcher.money.want import MARKETS, want_of
 
 if TYPE_CHECKING:
+    from launcher.artifacts.store import Store
     from launcher.clusters import Profile
     from launcher.money.estimate import Work
     from launcher.money.forecast import Outlook
     from launcher.money.quote import Row
     from launcher.plan import Plan
-    from launcher.project import Project
 
 EVEN = 0.5
 """A way is in time when it is with this chance."""
@@ -40,11 +40,11 @@ class Limits:
     budget: float | None = None
 
 
-def work_left(plan: Plan, project: Project, hours: float | None, step: int | None) -> Work:
-    """The work of a plan after the checkpoint ``step`` (None: from the start). ``hours`` is a person's own
-    word on all of it."""
-    past = () if hours else estimate.past_of(project, plan.name, plan.config_name)
-    return estimate.from_step(estimate.work_of(plan.values, hours=hours, past=past), step)
+def work_left(plan: Plan, store: Store, hours: float | None, step: int | None) -> tuple[Work, list[str]]:
+    """The work of a plan after the checkpoint ``step`` (None: from the start), and in words what of the
+    earlier runs in ``store`` could not be looked at. ``hours`` is a person's own word on all of it."""
+    found, trouble = ([], []) if hours else past.past_of(store, plan.name, plan.config_name, plan.values)
+    return estimate.from_step(estimate.work_of(plan.values, hours=hours, past=found), step), trouble
 
 
 def expected(

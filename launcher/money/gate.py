@@ -53,10 +53,11 @@ class Way:
 @dataclass(frozen=True)
 class Expected:
     """``ways`` to do what is left; none where the duration or the price is not known, and ``unknown`` says
-    why."""
+    why. ``trouble``: what could not be asked for it, in words."""
 
     ways: tuple[Way, ...]
     unknown: str = ""
+    trouble: tuple[str, ...] = ()
 
     @property
     def best(self) -> Way | None:

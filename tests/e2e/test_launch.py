@@ -11,6 +11,7 @@ import pytest
 
 from launcher import history, launch, plan, project, runs
 from launcher.errors import Refused, RunFailed
+from launcher.money import past
 from tests.mlflow_runs import in_mlflow
 
 ROOT = Path(__file__).parents[2]
@@ -90,6 +91,10 @@ def test_all_stages_are_made_once_and_then_skipped(place: Place) -> None:
     assert report
     assert report.inputs == {"data": "art://demo-data:v1"}
     assert report.producer["cost_usd"] == 0
+    store = launch.open_store(place.project)
+    [[run], _] = past.past_of(store, "demo/prep", "default", {})
+    assert (run.run_id, run.gpu, run.nodes) == (made[0].run_id, None, 1)
+    assert run.hours
     again = place.launch("all")
     assert [outcome.status for outcome in again] == ["skipped", "skipped"]
     assert again[1].output == report

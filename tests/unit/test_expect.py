@@ -10,17 +10,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launcher import clusters, job, plan, project, runs
+from launcher import clusters, job, plan, project
 from launcher import launch as flow
 from launcher.artifacts.store import FileStore
 from launcher.errors import Refused
-from launcher.lineage.journal import Journal
 from launcher.money import booking, estimate, expect
 from launcher.money.caps import from_flags
 from launcher.money.estimate import Past, Work
 from launcher.money.expect import Limits
 from launcher.money.gate import Expected
 from launcher.money.ledger import open_ledger
+from tests.unit.earlier_runs import ended
 from tests.unit.test_quote import CATALOGS, NANO3
 
 TASK: dict[str, Any] = {"num_nodes": 2, "resources": {"accelerators": "H100:8", "infra": "aws"}}
@@ -151,18 +151,7 @@ def two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> project.Project:
         (folder / "config").mkdir(parents=True)
         (folder / "train.py").write_text(SCRIPT.format(name=name))
         (folder / "config" / "default.yaml").write_text("lr: 0.5\n")
-        run = runs.Run(
-            run_id=f"r-{name}", family="demo", stage=name, config="default", fingerprint="f", cluster="local",
-            backend="local", nodes=1, created_at="2026-11-21T10:00:00", command="", output=None,
-            artifacts=found.artifacts, tracking="",
-        )  # fmt: skip
-        runs.save(found.runs, run)
-        journal = Journal(tmp_path / f"{name}.jsonl")
-        journal.append("attempt_started", attempt=1)
-        journal.append("attempt_ended", status="succeeded", exit_code=0, hours=0.1, cost_usd=36, reason=None)
-        FileStore(Path(found.artifacts)).put_file(
-            f"runs/r-{name}/journal/1.jsonl", tmp_path / f"{name}.jsonl"
-        )
+        ended(FileStore(Path(found.artifacts)), f"demo/{name}", "20261121-100000", hours=0.1)
     return found
 
 
@@ -185,7 +174,7 @@ def test_all_stages_must_fit_before_the_first_begins(two: project.Project) -> No
     foresee(two, budget="40", experiment="e", experiment_budget="80")
     with pytest.raises(Refused, match=r"budget of run demo/one is \$30.00") as each:
         foresee(two, budget="30")
-    assert "run r-one took as long" in str(each.value)
+    assert "run demo-one-20261121-100000-0123abcd took as long" in str(each.value)
     with pytest.raises(Refused, match=r"budget of experiment e is \$50.00, of which \$36.* is spent or res"):
         foresee(two, experiment="e", experiment_budget="50")
     foresee(two, experiment="e", experiment_budget="50", force=True)

@@ -14,11 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launcher import project, runs
-from launcher.artifacts.store import FileStore
 from launcher.cli.main import main
 from launcher.errors import Refused, UserError
-from launcher.lineage.journal import Journal
 from launcher.money import catalogs, estimate, forecast
 from launcher.money.estimate import Past, Work
 
@@ -98,30 +95,6 @@ def test_an_earlier_run_is_better_than_the_formula() -> None:
 def test_an_mfu_is_a_share(mfu: float) -> None:
     with pytest.raises(UserError, match="--mfu"):
         estimate.work_of(NANO3, mfu=mfu)
-
-
-def test_speeds_come_from_the_journals_of_earlier_runs(tmp_path: Path) -> None:
-    (tmp_path / "nemo-sky.yaml").write_text("artifacts: store\n")
-    found = project.read(tmp_path)
-    run = runs.Run(
-        run_id="r1", family="nano3", stage="pretrain", config="default", fingerprint="f", cluster="aws",
-        backend="sky", nodes=2, created_at="2026-11-21T10:00:00", command="", output=None,
-        artifacts=found.artifacts, tracking="",
-    )  # fmt: skip
-    runs.save(found.runs, run)
-    (found.runs / "r1" / "task.yaml").write_text("num_nodes: 2\nresources: {accelerators: 'H100:8'}\n")
-    journal = Journal(tmp_path / "1.jsonl")
-    journal.append("attempt_started", attempt=1)
-    for step, speed in enumerate([10.0, 90.0, 100.0, 110.0, 105.0]):
-        journal.append(
-            "metrics", points=[{"key": "tokens_per_second", "value": speed, "step": step, "ts": 0}]
-        )
-    journal.append("attempt_ended", status="succeeded", exit_code=0, hours=1.5, cost_usd=None, reason=None)
-    FileStore(Path(found.artifacts)).put_file("runs/r1/journal/1.jsonl", tmp_path / "1.jsonl")
-
-    assert estimate.past_of(found, "nano3/pretrain", "default") == [Past("r1", "H100", 16, 2, 105.0, 1.5)]
-    assert estimate.past_of(found, "nano3/pretrain", "full") == []
-    assert estimate.past_of(found, "nano3/sft", "default") == []
 
 
 # The market.
