@@ -107,7 +107,7 @@ def preflight(request: Request, project: Project, drafts: Sequence[Plan], store:
         checks.require(checks.of_plan(draft, project, request.secrets), request.goes_on)
         submitted = tasks[draft.name] = job.task_of(draft, project, draft.name)
         booking.check(draft, request, project, submitted)
-        checks.require(checks.quotas(submitted), request.goes_on)
+    checks.require(checks.quotas(tasks.values()), request.goes_on)
     checks.require(checks.of_project(project, store), request.goes_on)
     for profile in {draft.profile.infra: draft.profile for draft in drafts}.values():
         checks.require(checks.of_place(profile), request.goes_on)

@@ -7,15 +7,16 @@ success nor a failure.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher import clusters, fit, image, inputs, quota, secrets, task
+from launcher import clusters, fit, image, inputs, secrets, task
 from launcher.errors import Refused, UserError
-from launcher.money.want import want_of
+from launcher.money.want import MARKETS, Market, want_of
+from launcher.quotas import ask, room, tool
 
 if TYPE_CHECKING:
     from launcher.artifacts.store import Store
@@ -173,30 +174,46 @@ def image_of(name: str, hidden: Mapping[str, str]) -> Finding:
     )
 
 
-def quotas(submitted: task.Task) -> Iterator[Finding]:
-    """Whether the account may run so many instances, where the cloud tells: AWS does.
+def quotas(tasks: Iterable[task.Task]) -> Iterator[Finding]:
+    """Whether the account may run so many instances for each of ``tasks``, where the cloud tells: AWS, Azure
+    and GCP do.
 
-    One region with room is enough: SkyPilot passes over those that refuse.
+    One region with room is enough: SkyPilot passes over those that refuse. A failure is only what holds for
+    every region that a task may go to.
     """
-    wants = want_of(submitted)
-    try:
-        found = quota.rooms(wants)
-    except UserError as error:
-        yield Finding("quota", None, error.message, error.hint)
-        return
-    for market in dict.fromkeys(room.market for room in found):
-        rooms = [room for room in found if room.market == market]
-        best = quota.best(rooms)
-        regions = sorted({room.region for room in rooms if room.enough})
-        says = f"{best.limit} vCPUs of {best.needed} for {wants[0].nodes} x {best.instance}, {market}"
-        yield Finding(
-            "quota",
-            best.enough,
-            f"{says}, in {', '.join(regions) or f'{best.region}, the most of any region'}",
-            f"ask AWS for more of {best.name!r} of EC2 in {best.region} (console: Service Quotas), "
-            "or take fewer nodes or the other market",
-            forceable=True,
-        )
+    once = tool.remembering()
+    for wants in dict.fromkeys(tuple(want_of(submitted)) for submitted in tasks):
+        try:
+            told = ask.told(wants, once)
+        except UserError as error:
+            yield Finding("quota", None, error.message, error.hint)
+            continue
+        for market in MARKETS:
+            rooms = [found for found in told.rooms if found.market == market]
+            untold = [found for found in told.untold if found.market in (None, market)]
+            if rooms:
+                yield _quota(rooms, untold, f"{wants[0].nodes} x", market)
+            elif untold and any(market in want.markets for want in wants):
+                yield Finding("quota", None, _and_more(untold), untold[0].hint)
+
+
+def _quota(rooms: Sequence[room.Room], untold: Sequence[room.Untold], times: str, market: Market) -> Finding:
+    """The best of the regions that tell."""
+    best = room.best(rooms)
+    regions = ", ".join(sorted({found.region for found in rooms if found.enough}))
+    says = f"{best.free} {best.unit} of {best.needed} for {times} {best.instance}, {market}"
+    says += f", in {regions or f'{best.region}, the most of any region'}"
+    if best.used:
+        says += f"; {best.used} of {best.limit} are in use in {best.region}"
+    if not best.enough and untold:
+        return Finding("quota", None, f"{says}; {_and_more(untold)}", untold[0].hint)
+    hint = f"{best.more}, or take fewer nodes or the other market"
+    return Finding("quota", best.enough, says, hint, forceable=True)
+
+
+def _and_more(untold: Sequence[room.Untold]) -> str:
+    more = f" (and {len(untold) - 1} more)" if len(untold) > 1 else ""
+    return f"{untold[0].why}{more}"
 
 
 def memory(plan: Plan) -> Iterator[Finding]:

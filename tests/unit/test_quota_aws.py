@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from launcher import preflight, quota
+from launcher import preflight
 from launcher.cli.main import main
 from launcher.errors import Refused
+from launcher.quotas import aws
 from tests.e2e.s3 import FAKE_CREDENTIALS
 from tests.served import served
 
@@ -86,7 +87,7 @@ def task(nodes: int, infra: str = "aws", *, spot: bool = False) -> dict[str, obj
     ],
 )
 def test_a_region_with_room_is_enough(account: Path, wanted: dict[str, object], ok: bool, says: str) -> None:
-    (found,) = preflight.quotas(wanted)
+    (found,) = preflight.quotas([wanted])
     assert found.ok is ok
     assert found.says.startswith(says)
     if not ok:
@@ -100,23 +101,24 @@ def test_of_several_regions_of_one_task_one_with_room_is_enough(account: Path) -
     """As ``--max-hourly`` leaves them."""
     both = [{"infra": "aws/us-east-1"}, {"infra": "aws/us-west-2"}]
     asked = {"num_nodes": 2, "resources": {"accelerators": "H100:8", "any_of": both}}
-    (found,) = preflight.quotas(asked)
+    (found,) = preflight.quotas([asked])
     assert (found.ok, found.says.endswith("in us-west-2")) == (True, True)
     elsewhere = {"accelerators": "H100:8", "any_of": [*both, {"infra": "gcp/us-east4"}]}
-    assert list(preflight.quotas({"num_nodes": 3, "resources": elsewhere})) == [], "another cloud has room"
+    assert list(preflight.quotas([{"num_nodes": 3, "resources": elsewhere}])) == [], "another cloud has room"
 
 
 def test_what_aws_does_not_tell_is_unknown(account: Path) -> None:
     account.write_text(account.read_text() + "p5.48xlarge,H100,8,192,2048,,98.32,30.5,eu-west-1,x,x86_64\n")
-    (found,) = preflight.quotas(task(1, "aws/eu-west-1"))
+    (found,) = preflight.quotas([task(1, "aws/eu-west-1")])
     assert found.ok is None
     assert "eu-west-1" in found.says
     assert "servicequotas:ListServiceQuotas" in str(found.hint)
 
 
-def test_other_clouds_are_not_asked(account: Path) -> None:
-    assert list(preflight.quotas(task(1, "gcp"))) == []
-    assert list(preflight.quotas({"resources": {"infra": "slurm/rig"}})) == []
+def test_other_places_are_not_asked(account: Path) -> None:
+    assert list(preflight.quotas([task(1, "lambda")])) == []
+    assert list(preflight.quotas([{"resources": {"accelerators": "H100:8"}}])) == [], "any cloud"
+    assert list(preflight.quotas([{"resources": {"infra": "slurm/rig"}}])) == []
 
 
 def test_the_doctor_asks_about_the_market_and_size_that_it_is_told(
@@ -162,5 +164,5 @@ ON_DEMAND = tuple(f"Running On-Demand {family} instances" for family in ("P", "T
 def test_the_quota_of_an_instance_by_its_family(
     instance: str, spot: str | None, on_demand: str | None
 ) -> None:
-    assert quota.quota_of(instance, "spot", [*ON_DEMAND, *SPOT]) == spot
-    assert quota.quota_of(instance, "on-demand", [*ON_DEMAND, *SPOT]) == on_demand
+    assert aws.quota_of(instance, "spot", [*ON_DEMAND, *SPOT]) == spot
+    assert aws.quota_of(instance, "on-demand", [*ON_DEMAND, *SPOT]) == on_demand

@@ -1,8 +1,9 @@
-"""How many vCPUs of a family of instances an AWS account may run in a region, beside what a task needs.
+"""How many vCPUs of a family of instances an AWS account may run in a region.
 
 AWS counts its EC2 limits in vCPUs, per region, market and family (user guide, "Amazon EC2 service quotas").
 They are found by their names, because the codes of new families are in no catalog:
-``Running On-Demand P instances``, ``All P4, P3 and P2 Spot Instance Requests``.
+``Running On-Demand P instances``, ``All P4, P3 and P2 Spot Instance Requests``. What is in use it does not
+say there.
 """
 
 from __future__ import annotations
@@ -10,11 +11,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 from launcher.errors import Refused
-from launcher.money import catalogs, offers
-from launcher.money.want import Market, Want, split_infra
+from launcher.money.want import Market
+from launcher.quotas.room import Need, Room, Told
 
 ANSWER_S = 10.0
 REGIONS_AT_ONCE = 8
@@ -24,46 +24,28 @@ _NAMES: Mapping[Market, re.Pattern[str]] = {
 }
 
 
-@dataclass(frozen=True)
-class Room:
-    """In ``region`` the quota ``name`` lets the account run ``limit`` vCPUs; ``needed`` are asked for."""
-
-    region: str
-    market: Market
-    instance: str
-    needed: int
-    limit: int
-    name: str
-
-    @property
-    def enough(self) -> bool:
-        return self.limit >= self.needed
-
-
-def rooms(wants: Sequence[Want]) -> list[Room]:
-    """The quota for every region of AWS that could run one of ``wants``, where AWS tells; empty where any of
-    them may go to another cloud.
-
-    Raises Refused when AWS does not answer or does not let this account ask.
-    """
-    if any(split_infra(want.infra)[0] != "aws" for want in wants):
-        return []
-    found = [(want, offer) for want in wants for offer in offers.find(want).offers]
-    cpus = {
-        row.instance: int(row.cpus)
-        for row in catalogs.read(catalogs.folder(), "aws", {offer.instance for _, offer in found})
-    }
-    regions = sorted({offer.region for _, offer in found})
+def told(needs: Sequence[Need]) -> Told:
+    """The quota of every region of ``needs``. Raises Refused when AWS does not answer or does not let this
+    account ask."""
+    regions = sorted({need.region for need in needs})
     with ThreadPoolExecutor(REGIONS_AT_ONCE) as pool:
         limits = dict(zip(regions, pool.map(limits_of, regions), strict=True))
-    result = {
-        Room(offer.region, market, offer.instance, needed, int(limits[offer.region][name]), name)
-        for want, offer in found
-        for market in want.markets
-        if (needed := cpus.get(offer.instance, 0) * want.nodes)
-        and (name := quota_of(offer.instance, market, limits[offer.region]))
-    }
-    return sorted(result, key=lambda room: (-room.limit, room.region, room.instance))
+    return Told(
+        tuple(
+            Room(
+                region=need.region,
+                market=need.market,
+                instance=need.instance,
+                needed=need.cpus,
+                limit=int(limits[need.region][name]),
+                name=name,
+                unit="vCPUs",
+                more=f"ask AWS for more of {name!r} of EC2 in {need.region} (console: Service Quotas)",
+            )
+            for need in needs
+            if need.cpus and (name := quota_of(need.instance, need.market, limits[need.region]))
+        )
+    )
 
 
 def quota_of(instance: str, market: Market, names: Iterable[str]) -> str | None:
@@ -98,8 +80,3 @@ def limits_of(region: str) -> dict[str, float]:
             f"AWS does not tell the quotas in {region}: {error}",
             hint="the permission servicequotas:ListServiceQuotas lets it",
         ) from None
-
-
-def best(found: Sequence[Room]) -> Room:
-    """The region nearest to what is needed."""
-    return max(found, key=lambda room: room.limit / room.needed)
