@@ -131,8 +131,7 @@ def up(folder: Path, *, grace_s: float = GRACE_S, owner: int | None = None) -> A
     clear_abandoned()
     disk = image.ensure()
     folders.make(folder)
-    with (image.CACHE / "up.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # from choosing the addresses until they are taken
+    with _one_at_a_time():  # from choosing the addresses until they are taken
         (port,), api_port = skyhome.free_ports(1), skyhome.api_port()
         settings = Settings(f"nsr{uuid.uuid4().hex[:8]}", network.free_block(), port, BUCKET, grace_s)
         (folder / "cloud.json").write_text(json.dumps(asdict(settings)))
@@ -147,6 +146,14 @@ def up(folder: Path, *, grace_s: float = GRACE_S, owner: int | None = None) -> A
     home = _home(folder, disk, settings.endpoint, api_port)
     home.write_script(folder / "env.sh")
     return AwsRig(folder, home.env, settings.endpoint, BUCKET, _profile(folder))
+
+
+@contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """Among the rigs of this machine, which several test runs may bring up at once."""
+    with _registry().with_name("up.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def down(folder: Path) -> None:
@@ -167,15 +174,16 @@ def down(folder: Path) -> None:
 
 def clear_abandoned() -> None:
     """Take down the rigs of this machine whose owner is no more."""
-    for entry in _registry().iterdir():
-        try:
-            state = State(**json.loads((entry / "up.json").read_text()))
-        except OSError:  # its folder was removed
-            network.remove_bridge(entry.name)
-            entry.unlink()
-            continue
-        if state.owner and _identity(state.owner[0]) != state.owner:
-            down(entry)
+    with _one_at_a_time():
+        for entry in _registry().iterdir():
+            try:
+                state = State(**json.loads((entry / "up.json").read_text()))
+            except OSError:  # its folder was removed
+                network.remove_bridge(entry.name)
+                entry.unlink()
+                continue
+            if state.owner and _identity(state.owner[0]) != state.owner:
+                down(entry)
 
 
 @dataclass(frozen=True)
