@@ -127,17 +127,6 @@ def write_config(values: Mapping[str, Any], path: Path) -> None:
     path.write_text(yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, width=110))
 
 
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Dotted keys and texts, as MLflow's parameters are."""
-    found: dict[str, str] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            found |= flat(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = str(value)
-    return found
-
-
 def _alias(job: Job) -> Callable[[str, str], int | None]:
     def version(name: str, alias: str) -> int | None:
         from launcher.lineage import mlflow_view

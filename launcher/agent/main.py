@@ -54,7 +54,7 @@ from launcher.artifacts import checkpoints, transfer
 from launcher.artifacts.checkpoints import Checkpoint
 from launcher.artifacts.store import Store, StoreError, open_store
 from launcher.errors import UserError
-from launcher.lineage import sync
+from launcher.lineage import journal, sync
 
 SAVING = "saving.json"  # an object of the attempt: all nodes save at the same steps
 MLFLOW_WAIT_S = 30.0  # for MLflow's id of the run, which the output names
@@ -307,7 +307,7 @@ def started(
     return {
         "attempt": attempt.number,
         "run": {**inputs.provenance(job, found), **names, "submission": job.submission},
-        "params": inputs.flat(config),
+        "params": journal.flat(config),
         "inputs": [item.event(order.store) for item in found],
         "place": dict(order.node.place),
         "price_per_hour": job.price_per_hour,

@@ -22,10 +22,14 @@ import json
 import os
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from launcher.errors import UserError
+
+if TYPE_CHECKING:
+    from launcher.artifacts.store import Store
 
 Event = dict[str, Any]
 
@@ -86,6 +90,25 @@ def read(source: Path | bytes) -> list[Event]:
             raise UserError("this line is not the event that belongs here", where=f"{name}:{number}")
         events.append(event)
     return events
+
+
+def kept(store: Store, run_id: str) -> list[bytes]:
+    """The journals of a run's attempts in the store, in order, without empty ones. Raises StoreError."""
+    folder = f"runs/{run_id}/journal"
+    numbers = [name.removesuffix(".jsonl") for name in store.children(folder) if name.endswith(".jsonl")]
+    found = [store.get_bytes(f"{folder}/{n}.jsonl") for n in sorted(filter(str.isdecimal, numbers), key=int)]
+    return [data for data in found if data]
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Dotted keys and texts: ``params``, as MLflow has them."""
+    found: dict[str, str] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = str(value)
+    return found
 
 
 def _whole_lines(data: bytes) -> bytes:

@@ -30,15 +30,7 @@ def sync_run(store: Store, tracking: str, run_id: str) -> str | None:
 
 def attempts(store: Store, run_id: str) -> list[list[Event]]:
     """The journals of a run's attempts, in order, without empty ones."""
-    return [events for data in journals(store, run_id) if (events := journal.read(data))]
-
-
-def journals(store: Store, run_id: str) -> list[bytes]:
-    """The same as they are kept."""
-    folder = f"runs/{run_id}/journal"
-    numbers = [name.removesuffix(".jsonl") for name in store.children(folder) if name.endswith(".jsonl")]
-    found = [store.get_bytes(f"{folder}/{n}.jsonl") for n in sorted(filter(str.isdecimal, numbers), key=int)]
-    return [data for data in found if data]
+    return [events for data in journal.kept(store, run_id) if (events := journal.read(data))]
 
 
 def _producers(store: Store, events: Sequence[Event]) -> list[str]:

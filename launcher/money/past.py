@@ -14,9 +14,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from launcher import runs
-from launcher.agent.inputs import flat
 from launcher.artifacts.store import Store, StoreError, soon
-from launcher.lineage import sync
+from launcher.lineage import journal
 from launcher.lineage.journal import Event
 from launcher.money.estimate import STEPS, Past
 
@@ -26,8 +25,8 @@ LOOKED_AT = 20
 """At most so many are looked at."""
 PATIENCE_S = 2.0
 """For all of them."""
-SAMPLE = 200
-"""Of a long journal, so many of its lines with metrics tell the speed."""
+SAMPLE = 400
+"""So many lines of a long journal tell the speed."""
 _MODEL = {"recipe", "model", "model_name"}
 
 
@@ -39,7 +38,7 @@ def past_of(
     family, _, stage = name.partition("/")
     stem, end = runs.stem(family, stage), time.monotonic() + patience
     wanted = {"family": family, "stage": stage, "config": config}
-    model = _model(flat(values))
+    model = _model(journal.flat(values))
     found: list[Past] = []
 
     def look() -> None:
@@ -51,7 +50,7 @@ def past_of(
             if time.monotonic() > end:
                 raise TimeoutError  # nobody waits for it any more
             try:
-                one = _measured(run_id, sync.journals(store, run_id), wanted, model)
+                one = _measured(run_id, journal.kept(store, run_id), wanted, model)
             except (ValueError, TypeError, KeyError, AttributeError):
                 continue  # of another version, or damaged
             if one:
@@ -70,8 +69,7 @@ def _measured(
 ) -> Past | None:
     """What a run measured where its last attempt ran; None where that is nothing, and for a run of something
     else. Only the lines that tell it are read: a journal may have many megabytes."""
-    attempts = [data[: data.rfind(b"\n")].split(b"\n") for data in journals]
-    begun: list[Event] = [json.loads(lines[0]) for lines in attempts]
+    begun: list[Event] = [json.loads(data[: data.find(b"\n")]) for data in journals]
     if not begun or any(begun[-1]["run"][key] != value for key, value in wanted.items()):
         return None
     params = begun[-1]["params"]
@@ -81,13 +79,15 @@ def _measured(
         if "$" not in (asked := model.get(key, "")) and asked != theirs.get(key, ""):
             return None
     where = _where(begun[-1])
-    alike = [lines for lines, one in zip(attempts, begun, strict=True) if _where(one) == where]
-    kind, _, each = (where[0] or "").partition(":")
+    alike = [data for data, one in zip(journals, begun, strict=True) if _where(one) == where]
+    ends = [_last(data) for data in journals]
     hours = None
-    if len(alike) == len(attempts) and json.loads(attempts[-1][-1]).get("status") == "succeeded":
-        hours = sum(_hours(json.loads(lines[0]), json.loads(lines[-1])) for lines in attempts) or None
-    speed = _settled([line for lines in alike for line in lines if b'"tokens_per_second"' in line])
+    if len(alike) == len(journals) and ends[-1].get("status") == "succeeded":
+        hours = sum(map(_hours, begun, ends)) or None
+    speeds = sorted(speed for data in alike for speed in _speeds(data))
+    speed = speeds[len(speeds) // 2] if speeds else None
     steps = next((int(params[key]) for key in STEPS if params.get(key, "").isdecimal()), None)
+    kind, _, each = (where[0] or "").partition(":")
     gpus = int(each or 0) * where[1]
     return Past(run_id, kind or None, gpus, where[1], speed, hours, steps) if speed or hours else None
 
@@ -103,18 +103,24 @@ def _hours(started: Event, last: Event) -> float:
     return float(last["hours"] if ended else (last["ts"] - started["ts"]) / 3600)
 
 
-def _settled(lines: Sequence[bytes]) -> float | None:
-    """The median speed of the later half: the first steps compile and fill caches."""
-    later = lines[len(lines) // 2 :]
-    events = map(json.loads, later[:: max(len(later) // SAMPLE, 1)])
-    speeds = sorted(
-        float(point["value"])
-        for event in events
-        if event["type"] == "metrics"
-        for point in event["points"]
-        if point["key"] == "tokens_per_second" and point["value"] > 0
-    )
-    return speeds[len(speeds) // 2] if speeds else None
+def _last(data: bytes) -> Event:
+    """The last event that is whole."""
+    end = data.rfind(b"\n")
+    return dict(json.loads(data[data.rfind(b"\n", 0, end) + 1 : end]))
+
+
+def _speeds(data: bytes) -> list[float]:
+    """Tokens per second in the later half of an attempt, for the first steps compile and fill caches: by
+    lines that lie evenly in its journal."""
+    found: list[float] = []
+    at, stride = data.find(b"\n") + 1, len(data) // SAMPLE
+    while (end := data.find(b"\n", at)) >= 0:
+        line = data[data.rfind(b"\n", 0, at) + 1 : end]
+        at = max(at + stride, end + 1)
+        if b'"tokens_per_second"' in line and (event := json.loads(line))["type"] == "metrics":
+            speeds = (one["value"] for one in event["points"] if one["key"] == "tokens_per_second")
+            found += [float(speed) for speed in speeds if speed > 0]
+    return found[len(found) // 2 :]
 
 
 def _model(params: Mapping[str, str]) -> dict[str, str]:

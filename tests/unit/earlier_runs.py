@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from launcher import runs
-from launcher.agent.inputs import flat
 from launcher.artifacts.store import Store
-from launcher.lineage.journal import Journal
+from launcher.lineage.journal import Journal, flat
 
 
 def ended(
