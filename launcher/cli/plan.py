@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -116,14 +117,21 @@ def plan(
     if store and not takes:
         earlier, notes = past.past_of(store, planned.name, planned.config_name, planned.values)
     spec = planned.spec.sky
+    markets = ("spot",) if spot else ("on-demand",) if spec.spot is False else MARKETS
+    seen = None
+    if store and not notes and planned.profile.backend == "sky" and "spot" in markets:
+        from launcher.money import spots
+
+        seen, notes = spots.learn(store, time.time())
     result = quote.quote(
         planned.profile,
         task,
         estimate.work_of(planned.values, mfu=mfu, hours=takes, past=earlier),
         gpu_gb=spec.min_gpu_memory_gb,
-        markets=("spot",) if spot else ("on-demand",) if spec.spot is False else MARKETS,
+        markets=markets,
         deadline=limit,
         budget=cap,
+        spots=seen,
     )
     rows = quote.sort(result.rows, sort)
     if plot:
@@ -152,7 +160,7 @@ def _planned(request: Request, project: Project) -> tuple[Plan, dict[str, Any], 
     try:
         plan = soon(store, PATIENCE_S, lambda: pin(draft, request, project, store, {}))
     except StoreError as error:
-        notes = [f"computed without the artifact store, inputs and earlier runs: {error.message}"]
+        notes = [f"computed without the artifact store, its inputs and earlier runs: {error.message}"]
     except Refused:  # what an input would tell, such as its pack size, is then not known
         pass
     task = to_task(plan, project, job_dir=f"tasks/{plan.name}")
@@ -180,6 +188,7 @@ def _facts(row: Row) -> dict[str, Any]:
         "cost_to_finish_usd": seen.needed if seen else None,
         "worst_cost_usd": seen.worst if seen else None,
         "chance": seen.chance if seen else None,
+        "spot_share": row.at.share if seen and row.market == "spot" else None,
         "launchable": offer.ask is None,
         "note": offer.note,
     }
@@ -239,8 +248,8 @@ def _show(
         say("`--work 12h` says how long it works; cost and chance follow from that")
     if result.left_out:
         print("left out: " + "; ".join(f"{cloud} ({why})" for cloud, why in sorted(result.left_out.items())))
-    if any(row.outlook and row.market == "spot" for row in rows):
-        say(forecast.assumes(deadline))
+    if at := [row.at for row in rows if row.outlook and row.market == "spot"]:
+        say(forecast.assumes(deadline, at))
 
 
 def _cells(row: Row) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -303,12 +304,15 @@ def _expected(
 ) -> gate.Expected:
     """What is left of the plan's work after the checkpoint ``step``, with ``left`` micro-dollars and
     ``deadline`` seconds for it."""
-    from launcher.money import expect  # and NumPy
+    from launcher.money import expect, spots  # and NumPy
 
     hours = None if deadline is None else deadline / 3600
     limits = expect.Limits(hours, None if left is None else left / MICROS)
     work, trouble = expect.work_left(plan, store, request.work, step)
-    return replace(expect.expected(plan.profile, task, work, limits), trouble=tuple(trouble))
+    seen = None
+    if plan.profile.backend == "sky" and not trouble:
+        seen, trouble = spots.learn(store, time.time())
+    return replace(expect.expected(plan.profile, task, work, limits, seen), trouble=tuple(trouble))
 
 
 def _foreseen(order: gate.Order) -> list[str]:

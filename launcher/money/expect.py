@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from launcher.money.estimate import Work
     from launcher.money.forecast import Outlook
     from launcher.money.quote import Row
+    from launcher.money.spots import Spots
     from launcher.plan import Plan
 
 EVEN = 0.5
@@ -52,11 +53,13 @@ def expected(
     task: Mapping[str, Any],
     work: Work,
     limits: Limits,
+    spots: Spots | None = None,
 ) -> Expected:
     """What ``work`` takes and costs wherever the task may go, and on the other market, as what else would
-    do. Spot nodes are given up for on-demand ones to meet a deadline only where the task leaves both open."""
+    do. Spot nodes are given up for on-demand ones to meet a deadline only where the task leaves both open.
+    ``spots`` is what is known of spot beside the shipped history."""
     try:
-        found = quote.quote(profile, task, work, markets=MARKETS)
+        found = quote.quote(profile, task, work, markets=MARKETS, spots=spots)
     except Refused as unknown:
         return Expected((), unknown.message)
     # A price of the profile is what is paid, whatever the market.
@@ -88,6 +91,7 @@ def _way(row: Row, asked: bool, rescue: bool, limits: Limits) -> Way:
             deadline=limits.deadline,
             budget=budget,
             setup=row.setup,
+            at=row.at,
         )
 
     alone = under(None)

@@ -1,8 +1,8 @@
 """What a run would pay and whether it would be done in time, on a market that comes and goes.
 
-Spot nodes appear and vanish as the zones in the spot policy's history did (``availability``), one chain for
-every place: V100 zones of AWS are not the H100 zones of today, but nothing better is recorded. The run takes
-spot when it is there, waits when it is not, and goes on-demand to the end once only that meets the deadline
+Spot nodes appear and vanish as the zones in the spot policy's history did (``availability``), which has V100
+zones of AWS, and as runs saw it in the same region (``launcher.money.spots``). The run takes spot when it is
+there, waits when it is not, and goes on-demand to the end once only that meets the deadline
 (``baselines.greedy``); our policy does no worse. Time of day is left out. Every figure is a mean over
 ``PATHS`` random histories that are the same in every call.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from launcher.money import availability
-from launcher.money.availability import CLASSES, STATES, TICK, UP, Floats
+from launcher.money.availability import CLASSES, STATES, TICK, UP, Floats, Prior
 
 PATHS = 250
 TICKS = 400
@@ -29,6 +30,38 @@ PATIENCE = 8.0
 """Without a deadline a run on spot is followed for so many times its work."""
 
 FOREVER = 100_000  # ticks, after which a zone's state no longer depends on the first
+
+
+@dataclass(frozen=True, eq=False)
+class Spot:
+    """How spot nodes come and go in a place: ``steps`` (STATES, STATES) are the chances of the states of
+    ``availability`` to follow each other in a tick, the mean over the week. ``known`` says from what, in
+    words that follow a share of the time. One that is itself stands for no other: caches go by that."""
+
+    steps: Floats
+    known: str
+
+    @functools.cached_property
+    def share(self) -> float:
+        """How much of the time nodes are there."""
+        return float(self.lasting[CLASSES:].sum())
+
+    @functools.cached_property
+    def lasting(self) -> Floats:
+        """(STATES,): how likely each state is at a moment of which nothing is known."""
+        return np.asarray(np.linalg.matrix_power(self.steps, FOREVER)[0])
+
+
+def spot_of(prior: Prior, zone: str, known: str) -> Spot:
+    """The model of ``zone`` in a prior; of one that nothing is known of with ``zone`` empty."""
+    weights = np.repeat([5 / 7, 2 / 7], 8) / 8
+    return Spot(np.asarray(np.tensordot(weights, availability.chain(prior, zone).steps, axes=1)), known)
+
+
+@functools.cache
+def shipped() -> Spot:
+    """By the history that comes with nemo-sky alone."""
+    return spot_of(availability.load_prior(), "", ", as in recorded V100 zones")
 
 
 @dataclass(frozen=True)
@@ -64,8 +97,10 @@ def outlook(
     deadline: float | None = None,
     budget: float | None = None,
     setup: float = RESTART_HOURS,
+    at: Spot | None = None,
 ) -> Outlook:
     """The outlook of ``hours`` of work at prices in $/h for all nodes; with ``spot`` None, on-demand only.
+    ``at`` says how spot comes and goes there, None: as in the shipped history.
 
     ``deadline`` in hours, ``budget`` in dollars. At least one price is needed. A run is stopped at its
     deadline and at its budget, so neither can be passed. ``setup``: hours until nodes that stay begin.
@@ -73,7 +108,8 @@ def outlook(
     if spot is None:
         paths = steady(hours, spread, setup)
     else:
-        paths = market(hours, spread, deadline, rescue=on_demand is not None and deadline is not None)
+        rescue = on_demand is not None and deadline is not None
+        paths = market(hours, spread, deadline, rescue=rescue, at=at or shipped())
     costs = paths.spot * (spot or 0.0) + paths.on_demand * (on_demand or 0.0)
     finished = paths.done > 0
     fine = finished
@@ -118,7 +154,7 @@ def steady(hours: float, spread: float, setup: float = RESTART_HOURS) -> Paths:
 
 
 @functools.cache
-def market(hours: float, spread: float, deadline: float | None, *, rescue: bool) -> Paths:
+def market(hours: float, spread: float, deadline: float | None, *, rescue: bool, at: Spot) -> Paths:
     """Spot when it is there. With ``rescue``, on-demand to the end once only that meets the deadline."""
     horizon = deadline if deadline is not None else PATIENCE * hours + 24 * RESTART_HOURS
     step = max(1, math.ceil(horizon * 3600 / TICK / TICKS))
@@ -129,7 +165,7 @@ def market(hours: float, spread: float, deadline: float | None, *, rescue: bool)
     place = np.zeros(PATHS, int)  # 0 idle, 1 spot, 2 on-demand
     paid = np.zeros((3, PATHS))
     rows = np.arange(PATHS)
-    for now, up in enumerate(_histories(step)[:ticks]):
+    for now, up in enumerate(_histories(step, at)[:ticks]):
         working = left > 0
         if not working.any():
             break
@@ -150,12 +186,11 @@ def market(hours: float, spread: float, deadline: float | None, *, rescue: bool)
 
 
 @functools.cache
-def _histories(step: int) -> NDArray[np.bool_]:
+def _histories(step: int, at: Spot) -> NDArray[np.bool_]:
     """(TICKS, PATHS): whether spot nodes are there, in ticks of ``step`` x ``availability.TICK``."""
-    moves = np.cumsum(np.linalg.matrix_power(_chain(), step), axis=1)
+    moves = np.cumsum(np.linalg.matrix_power(at.steps, step), axis=1)
     random = np.random.default_rng(20261121).random((TICKS + 1, PATHS))
-    lasting = np.cumsum(np.linalg.matrix_power(_chain(), FOREVER)[0])
-    state = np.minimum(np.searchsorted(lasting, random[0]), STATES - 1)
+    state = np.minimum(np.searchsorted(np.cumsum(at.lasting), random[0]), STATES - 1)
     up = np.empty((TICKS, PATHS), bool)
     for now in range(TICKS):
         up[now] = UP[state]
@@ -163,24 +198,13 @@ def _histories(step: int) -> NDArray[np.bool_]:
     return up
 
 
-def assumes(deadline: float | None) -> str:
-    """What the figures of spot rest on, in a line for people."""
-    share = float(np.linalg.matrix_power(_chain(), FOREVER)[0, CLASSES:].sum())
+def assumes(deadline: float | None, at: Iterable[Spot]) -> str:
+    """What the figures of spot in the places ``at`` rest on, in a line for people."""
+    shares = ", ".join(f"{one.share:.0%} of the time{one.known}" for one in dict.fromkeys(at))
     rescue = (
         "on-demand to the end when only that meets the deadline" if deadline else "waiting when there is none"
     )
-    return (
-        f"spot is assumed to be there {share:.0%} of the time, as in recorded V100 zones; {rescue}; "
-        f"each start costs {RESTART_HOURS * 60:.0f} min"
-    )
-
-
-@functools.cache
-def _chain() -> Floats:
-    """Transition matrix per tick of a zone that nothing is known of, the mean over the week."""
-    steps = availability.chain(availability.load_prior(), "").steps
-    weights = np.repeat([5 / 7, 2 / 7], 8) / 8
-    return np.asarray(np.tensordot(weights, steps, axes=1))
+    return f"spot is assumed to be there {shares}; {rescue}; each start costs {RESTART_HOURS * 60:.0f} min"
 
 
 def _factors(spread: float) -> Floats:

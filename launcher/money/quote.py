@@ -8,15 +8,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from launcher.clusters import Profile
 from launcher.errors import Refused
 from launcher.money import amounts, estimate, forecast, offers
 from launcher.money.estimate import Estimate, Work
-from launcher.money.forecast import Outlook
+from launcher.money.forecast import Outlook, Spot
 from launcher.money.offers import Offer
 from launcher.money.want import MARKETS, Market, Want, want_of
+
+if TYPE_CHECKING:
+    from launcher.money.spots import Spots
 
 SORTS = ("cost", "hours", "price", "place")
 LIKELY = 0.9
@@ -26,14 +29,16 @@ LIKELY = 0.9
 @dataclass(frozen=True)
 class Row:
     """One place on one market. ``hourly`` is dollars per hour for all nodes; ``outlook`` is None where the
-    price or the duration is unknown, or the price is only a lowest bid. ``setup`` is in hours."""
+    price or the duration is unknown, or the price is only a lowest bid. ``setup`` is in hours, ``at`` how
+    spot comes and goes there."""
 
     offer: Offer
     market: Market
     hourly: float | None
     estimate: Estimate
     outlook: Outlook | None
-    setup: float = forecast.RESTART_HOURS
+    setup: float
+    at: Spot
 
 
 @dataclass(frozen=True)
@@ -64,9 +69,11 @@ def quote(
     markets: Sequence[Market] = MARKETS,
     deadline: float | None = None,
     budget: float | None = None,
+    spots: Spots | None = None,
 ) -> Quote:
     """The quote for ``task`` on ``profile``. ``deadline`` in hours, ``budget`` in dollars; ``root`` is the
-    folder of the catalogs, ``gpu_gb`` the least memory of a GPU.
+    folder of the catalogs, ``gpu_gb`` the least memory of a GPU; ``spots`` is what is known of spot beside
+    the shipped history.
 
     Raises Refused, saying what is known without prices, when there is no catalog to look in.
     """
@@ -90,7 +97,15 @@ def quote(
     # On this machine nothing is provisioned.
     setup = forecast.RESTART_HOURS if profile.backend == "sky" else 0.0
     rows = [
-        _row(offer, market, work, setup, deadline=deadline, budget=budget)
+        _row(
+            offer,
+            market,
+            work,
+            setup,
+            spots.of(offer) if spots else forecast.shipped(),
+            deadline=deadline,
+            budget=budget,
+        )
         for offer in found
         for market in markets
         if offer.price(market) is not None or (market == markets[0] and offer.unpriced)
@@ -119,6 +134,7 @@ def _row(
     market: Market,
     work: Work,
     setup: float,
+    at: Spot,
     *,
     deadline: float | None,
     budget: float | None,
@@ -135,8 +151,9 @@ def _row(
             deadline=deadline,
             budget=budget,
             setup=setup,
+            at=at,
         )
-    return Row(offer, market, hourly, guess, outlook, setup)
+    return Row(offer, market, hourly, guess, outlook, setup, at)
 
 
 def _best(rows: Sequence[Row]) -> Row | None:

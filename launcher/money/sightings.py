@@ -21,8 +21,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from launcher.artifacts.deadline import within
-from launcher.artifacts.store import Store, StoreError
+from launcher.artifacts.store import Store, StoreError, soon
 from launcher.money import availability
 from launcher.money.availability import TICK, Prior, Tally, load_prior, pool, tally
 from launcher.money.ledger import open_ledger
@@ -82,16 +81,18 @@ def keep(store: Store, run: str, began: float, account: str, seen: Sequence[Seen
     store.put_bytes(f"{FOLDER}/{int(began):012d}-{run}.json", json.dumps(values).encode())
 
 
-def read(store: Store, now: float, newest: int = NEWEST) -> tuple[list[Report], list[str]]:
+def read(
+    store: Store, now: float, newest: int = NEWEST, patience: float = PATIENCE_S
+) -> tuple[list[Report], list[str]]:
     """The newest launches' reports, of what was before ``now`` (seconds since the epoch), and what is to be
-    said of those that could not be read. Raises StoreError."""
+    said of those that could not be read, or not within ``patience`` seconds. Raises StoreError."""
     found: list[Report] = []
     trouble: list[str] = []
     ends = _Ends(store)
     names = [one for one in store.children(FOLDER) if one.endswith(".json")][-newest:]
     began = time.monotonic()
     for count, one in enumerate(reversed(names)):
-        if time.monotonic() - began > PATIENCE_S:
+        if time.monotonic() - began > patience:
             trouble.append(
                 f"{len(names) - count} of {len(names)} reports of other runs were left out: the store is slow"
             )
@@ -105,13 +106,15 @@ def read(store: Store, now: float, newest: int = NEWEST) -> tuple[list[Report], 
     return found, trouble
 
 
-def read_soon(store: Store, now: float, seconds: float = 2 * PATIENCE_S) -> tuple[list[Report], list[str]]:
-    """``read``, but nothing waits for it: a store that fails, or takes longer than ``seconds``, gives no
-    report, and words that say so."""
+def read_soon(
+    store: Store, now: float, newest: int = NEWEST, patience: float = PATIENCE_S
+) -> tuple[list[Report], list[str]]:
+    """``read``, but nothing waits for it: a store that fails, or takes longer than twice ``patience``, gives
+    no report, and words that say so."""
     try:
-        return within(seconds, lambda: read(store, now))
-    except (StoreError, TimeoutError) as error:
-        return [], [f"what other runs saw is not known: {error}"]
+        return soon(store, 2 * patience, lambda: read(store, now, newest, patience))
+    except StoreError as error:
+        return [], [f"what other runs saw is not known: {error.message}"]
 
 
 def mean_stay(store: Store, of: str | None, now: float) -> float:
@@ -121,7 +124,7 @@ def mean_stay(store: Store, of: str | None, now: float) -> float:
     shipped = load_prior()
     zones = {*shipped, *(one.zone for report in reports for one in report.seen)}
     ours = [zone for zone in zones if of is not None and zone.endswith(f"_{of}")]
-    return availability.mean_stay(joined(shipped, reports, {zone: zone for zone in ours}), ours)
+    return availability.mean_stay(joined(shipped, tallies(reports), {zone: zone for zone in ours}), ours)
 
 
 def _report(data: bytes, now: float, ends: _Ends) -> Report:
@@ -221,11 +224,11 @@ def _counted(part: Sequence[_Span]) -> Tally:
     return tally(up, price, datetime.fromtimestamp(start, UTC))
 
 
-def joined(prior: Prior, reports: Iterable[Report], named: Mapping[str, str]) -> dict[str, Tally]:
-    """``prior`` with what the reports teach, for a plan over the zones ``named``: its own names for them, and
-    those in a prior."""
+def joined(prior: Prior, seen: Mapping[str, Tally], named: Mapping[str, str]) -> dict[str, Tally]:
+    """``prior`` with what was ``seen`` (see ``tallies``), for a plan over the zones ``named``: its own names
+    for them, and those in a prior."""
     known = dict(prior)
-    for zone, more in tallies(reports).items():
+    for zone, more in seen.items():
         known[zone] = known.get(zone, Tally()) + more
     ours = {zone: label for label, zone in named.items()}
     result = {}

@@ -76,7 +76,7 @@ def decide(asked: Mapping[str, Any], now: float) -> dict[str, Any]:
     here = replace(
         here,
         others=sightings.others(reports, named, terms.run, now),
-        prior=lambda: sightings.joined(availability.load_prior(), reports, named),
+        prior=lambda: sightings.joined(availability.load_prior(), sightings.tallies(reports), named),
     )
     decision, why = recovery.choose(terms, here, events, now)
     why = "; ".join([why, *trouble])

@@ -191,3 +191,26 @@ def test_the_set_up_that_failover_may_need_is_foreseen(two: project.Project) -> 
         foresee(slow, cluster="cloud", managed=True, experiment="e", experiment_budget="300")
     assert "for the set-up of the next nodes" in str(short.value)
     foresee(slow, cluster="cloud", managed=True, experiment="e", experiment_budget="400")
+
+
+def test_what_the_store_cannot_say_is_said_and_the_rest_is_expected(two: project.Project) -> None:
+    (two.clusters / "cloud.yaml").write_text("infra: aws/us-east-1\nprice_per_hour: 360\n")
+    request = plan.Request("demo", "one", cluster="cloud", caps=from_flags(budget="500"))
+    [draft] = plan.plans(request, two, plan.select(request, two))
+
+    def said() -> list[str]:
+        store = flow.open_store(two)
+        return booking.foretell(draft, request, two, store, job.task_of(draft, two, "r"))[2:]
+
+    [expected] = said()
+    assert expected.startswith("expected: $10")
+    root = Path(two.artifacts)
+    (root / "spot").symlink_to(root / "spot")
+    spot, as_before = said()
+    assert spot.startswith("what other runs saw is not known: cannot list")
+    assert as_before == expected
+    (root / "runs").rename(root / "gone")
+    (root / "runs").symlink_to(root / "runs")
+    runs, unknown = said()
+    assert runs.startswith("no earlier run was looked at: cannot list")
+    assert unknown.startswith("expected: unknown (no earlier run of this config")

@@ -71,7 +71,7 @@ REFUSALS = st.lists(st.floats(0, 20 * HOUR), min_size=1, max_size=30)
 def test_a_zone_that_only_refused_never_looks_better_for_it(times: list[float], later: int) -> None:
     reports = [Report("r", tuple(Seen(NOW + at, A, "refused", 10.0) for at in sorted(times)))]
     named = {"a": A, "b": B}
-    before, after = (sightings.joined(PRIOR, found, named) for found in ([], reports))
+    before, after = (sightings.joined(PRIOR, sightings.tallies(found), named) for found in ([], reports))
     assert availability.chain(after, "a").share < availability.chain(before, "a").share
     now = NOW + max(times) + later
     told = sightings.others(reports, named, "mine", now)
@@ -205,7 +205,7 @@ def test_a_store_that_fails_there_holds_up_no_decision(tmp_path: Path) -> None:
 
 def test_a_plan_has_the_history_that_is_shipped_for_its_own_kind() -> None:
     named = {"us-east-2a": "us-east-2a_v100_1", "us-east-2b": "us-east-2b_v100_1"}
-    known = sightings.joined(PRIOR, [], named)
+    known = sightings.joined(PRIOR, {}, named)
     assert same(known["us-east-2a"], PRIOR["us-east-2a_v100_1"])
     assert same(known["us-east-2a|us-east-2b"], PRIOR["us-east-2a_v100_1|us-east-2b_v100_1"])
     assert known["us-west-2a_v100_1"].ticks == pytest.approx(7 * 86_400 / TICK)
