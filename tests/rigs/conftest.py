@@ -1,7 +1,7 @@
-"""The rigs, one of each per test run. Where the machine cannot host one, its tests skip and say why.
+"""The rigs, one of each per worker. Where the machine cannot host one, its tests skip and say why.
 
-With two workers (``-n 2 --dist loadscope``) two rigs are up at a time: SkyPilot mostly waits, the
-training does not.
+With four workers (``-n 4 --dist loadscope``) four rigs are up at a time: SkyPilot mostly waits, and what the
+tests of money run takes no processor.
 """
 
 from __future__ import annotations
@@ -20,15 +20,14 @@ MONEY = ("test_cap", "test_fuse", "test_strategy")
 
 
 class ByRig(LoadScopeScheduling):  # type: ignore[misc]
-    """Every test of a rig goes to one worker: Slurm's, AWS's, and those of money on a second AWS.
+    """Four queues of tests, a rig each: launches and money, on Slurm and on AWS.
 
     Not ``--dist loadgroup``: pytest 9.2 no longer lets pytest-xdist 3.8 write the group into a test's name.
     """
 
     def _split_scope(self, nodeid: str) -> str:
-        if "slurm" in nodeid:
-            return "slurm"
-        return "money" if nodeid.rpartition("/")[2].startswith(MONEY) else "aws"
+        rig = "slurm" if "slurm" in nodeid else "aws"
+        return f"{rig} money" if nodeid.rpartition("/")[2].startswith(MONEY) else rig
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> ByRig:
