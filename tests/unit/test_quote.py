@@ -161,8 +161,10 @@ def plan(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
 
 
 @pytest.fixture(autouse=True)
-def prices(monkeypatch: pytest.MonkeyPatch) -> None:
+def prices(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv(catalogs.FOLDER_ENV, str(CATALOGS))
+    # What somebody has run here, or shares, must not be in these plans.
+    monkeypatch.setenv("NEMO_SKY_ARTIFACTS", str(tmp_path / "store"))
 
 
 def test_a_plan_names_every_place_its_price_and_the_best(capsys: pytest.CaptureFixture[str]) -> None:
