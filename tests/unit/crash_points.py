@@ -1,11 +1,10 @@
 """A program that kills itself with SIGKILL at every point of an operation on a store, one after the other.
 
-    crash_points.py SCENARIO STORE_URL ENDPOINT|- FOLDER
+    python -m tests.unit.crash_points SCENARIO STORE_URL ENDPOINT|- FOLDER
 
-Python's audit events come right before each change of the file system and each request over HTTP.
-The N-th child dies before its N-th event; then a fresh child asserts what must be true, tries again and
-asserts that it worked. It ends, and prints N, when a child came through. ``race`` instead lets 20
-publishers in 5 processes go at once.
+The N-th child dies before its N-th effect (``tests.moments``); then a fresh child asserts what must be true,
+tries again and asserts that it worked. It ends, and prints N, when a child came through. ``race`` instead
+lets 20 publishers in 5 processes go at once.
 """
 
 from __future__ import annotations
@@ -16,52 +15,15 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from launcher.artifacts import checkpoints, registry
 from launcher.artifacts.store import Store, open_store
 from launcher.artifacts.uri import ArtifactRef
+from tests.moments import die_before_effect, in_child
 
-CHANGES = {"os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir"}
-REQUESTS = (b"GET ", b"PUT ", b"HEAD ", b"POST ", b"DELETE ")
 CONTENT = {"a.bin": b"a" * 1000, "sub/b.bin": b"b" * 2000, "sub/c.bin": b""}
-
-
-def die_before_event(number: int) -> None:
-    """From now on, the ``number``-th event (from 0) is this process's last."""
-    lock = threading.Lock()
-    left = [number]
-
-    def counts(event: str, arguments: tuple[object, ...]) -> bool:
-        if event == "http.client.send":
-            return isinstance(arguments[1], bytes) and arguments[1].startswith(REQUESTS)
-        if event == "open":
-            return isinstance(arguments[2], int) and arguments[2] & os.O_ACCMODE != os.O_RDONLY
-        return event in CHANGES
-
-    def hook(event: str, arguments: tuple[object, ...]) -> None:
-        if counts(event, arguments):
-            with lock:
-                if left[0] == 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                left[0] -= 1
-
-    sys.addaudithook(hook)
-
-
-def in_child(work: Callable[[], None]) -> int:
-    """Exit status of a forked child that did ``work``; -9 when it was killed."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            work()
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def sources(folder: Path) -> Path:
@@ -172,7 +134,7 @@ def crash_everywhere(scenario: str, url: str, endpoint: str | None, folder: Path
         def attempt(number: int = number, place: Path = place) -> None:
             store = open_store(f"{url}/{number}", endpoint)
             prepare(store, place)
-            die_before_event(number)
+            die_before_effect(number)
             operate(store, place)
 
         def check_and_retry(number: int = number, place: Path = place) -> None:

@@ -21,7 +21,7 @@ from launcher.errors import Refused, UserError
 if TYPE_CHECKING:
     from tests.unit.conftest import S3Server
 
-CRASH_POINTS = Path(__file__).with_name("crash_points.py")
+ROOT = Path(__file__).parents[2]
 DATA = {"total_tokens": 12, "total_sequences": 3}
 
 
@@ -345,8 +345,8 @@ def test_a_checkpoint_is_published_without_a_copy(store: Store, data: Path, tmp_
 
 def crash(scenario: str, url: str, endpoint: str, folder: Path) -> int:
     """What crash_points.py counted; its words when it failed."""
-    command = [sys.executable, str(CRASH_POINTS), scenario, url, endpoint, str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "tests.unit.crash_points", scenario, url, endpoint, str(folder)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return int(done.stdout)
 
