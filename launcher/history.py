@@ -19,8 +19,6 @@ AT_ONCE = 8
 """Runs whose state is asked for at the same time."""
 UNKNOWN = "UNKNOWN"
 """The status of a run whose place does not answer."""
-UNTRACKED = "untracked"
-"""In a run's folder: MLflow could not be brought up to date when it ended, and why."""
 
 
 def every(project: Project, active_only: bool = False) -> list[dict[str, Any]]:
@@ -84,8 +82,8 @@ def show(project: Project, run_id: str) -> dict[str, Any]:
     store = _store(run, project)
     if not state.active:
         booking.settle(store, run, state, gone=False)
-    # No node of a cloud could reach a tracker on this machine; one of this machine has written by itself.
-    behind = run.backend != "local" or (folder / UNTRACKED).exists()
+    # No node of a cloud could reach a tracker on this machine; one of this machine writes by itself.
+    behind = run.backend != "local" or (not state.active and (folder / runs.UNTRACKED).exists())
     untracked = track(project, run) if behind else None
     attempts = [attempt_facts(events) for events in sync_library.attempts(store, run.run_id)]
     metrics: dict[str, float] = {}
@@ -180,7 +178,7 @@ def track(project: Project, run: runs.Run) -> str | None:
     from launcher.lineage import sync as sync_library
     from launcher.money.ledger import now_ms
 
-    mark = runs.directory(project.runs, run.run_id) / UNTRACKED
+    mark = runs.directory(project.runs, run.run_id) / runs.UNTRACKED
     store = _store(run, project)
     try:
         if sync_library.sync_run(store, run.tracking, run.run_id):

@@ -81,6 +81,7 @@ def write(
     luggage.files_of(folder)
     if plan.profile.backend == "sky" and not has_launcher(project):
         luggage.copy_of_launcher(folder)
+    runs.write_text(folder / runs.UNTRACKED, "nobody has seen its end yet\n")
     runs.write_text(folder / "task.yaml", task.dump(submitted))
     return submitted
 

@@ -138,41 +138,59 @@ def begin_anew(drafts: Sequence[Plan], request: Request, project: Project, store
 
 def run_stage(plan: Plan, request: Request, project: Project, store: Store, say: Say, log: Say) -> Outcome:
     """Skip, resume or begin one stage, and follow it to its end."""
-    from launcher import backends
-
     with runs.exclusive(project.runs):
-        if not request.force and not request.resume and (done := find_output(store, plan)):
-            made_by = str(done.producer.get("run_id", "an import"))
-            say(f"  already made by {made_by}: {done.uri} (--force makes it again)")
-            return Outcome(plan, "skipped", made_by, 0.0, done)
-        run = begin_or_resume(plan, request, project, say)
-        wanted = job.task_of(plan, project, run.run_id)
-        ours = strategy.is_ours(plan, say)
-        hidden = secrets.of(plan.profile, plan.image, request.secrets)
-        folder = runs.directory(project.runs, run.run_id)
-        backend = backends.get(run.backend)
-        booked = booking.book(plan, run, request, project, store, wanted, say, ours)
-        try:
-            runs.save(project.runs, run)
-            submitted = job.write(plan, run, project, request, store, booked, ours)
-            count = f"{plan.nodes} node{'s' if plan.nodes > 1 else ''}"
-            say(f"  run {run.run_id} on {plan.profile.name}, {count}")
-            if plan.profile.backend != "local":
-                say(
-                    f"  as a managed job: {plan.managed}"
-                    if plan.managed
-                    else f"  as a job on its own cluster {run.run_id}"
-                )
-            if regions := narrow.what_is_left(submitted):
-                say(f"  the hourly cap leaves {regions}")
-            backend.submit(folder, submitted, secrets=hidden, managed=plan.managed is not None)
-        except BaseException:  # Ctrl-C, a full disk: should it run after all, its agent reserves anew
-            booking.withdraw(store, booked)
-            raise
+        done = None if request.force or request.resume else find_output(store, plan)
+        run = None if done else begin(plan, request, project, store, say)
+    if run is None:
+        assert done
+        made_by = str(done.producer.get("run_id", "an import"))
+        say(f"  already made by {made_by}: {done.uri} (--force makes it again)")
+        see_off(made_by, project, store, say)
+        return Outcome(plan, "skipped", made_by, 0.0, done)
     if request.detach:
         say(f"  detached: {come_back(run.run_id)}")
         return Outcome(plan, "submitted", run.run_id, 0.0, None)
     return follow(plan, run, project, store, say, log)
+
+
+def begin(plan: Plan, request: Request, project: Project, store: Store, say: Say) -> runs.Run:
+    """Resume or begin the run of one stage: reserve its money, and submit it."""
+    from launcher import backends
+    from launcher.artifacts.store import StoreError
+
+    run = begin_or_resume(plan, request, project, say)
+    wanted = job.task_of(plan, project, run.run_id)
+    ours = strategy.is_ours(plan, say)
+    hidden = secrets.of(plan.profile, plan.image, request.secrets)
+    folder = runs.directory(project.runs, run.run_id)
+    backend = backends.get(run.backend)
+    is_new = not folder.exists()
+    runs.save(project.runs, run)  # before its money: what is reserved for a run that nobody knows stays so
+    try:
+        booked = booking.book(plan, run, request, project, store, wanted, say, ours)
+    except StoreError:
+        raise  # it may be reserved all the same
+    except UserError:
+        if is_new:
+            runs.forget(project.runs, run)
+        raise
+    try:
+        submitted = job.write(plan, run, project, request, store, booked, ours)
+        count = f"{plan.nodes} node{'s' if plan.nodes > 1 else ''}"
+        say(f"  run {run.run_id} on {plan.profile.name}, {count}")
+        if plan.profile.backend != "local":
+            say(
+                f"  as a managed job: {plan.managed}"
+                if plan.managed
+                else f"  as a job on its own cluster {run.run_id}"
+            )
+        if regions := narrow.what_is_left(submitted):
+            say(f"  the hourly cap leaves {regions}")
+        backend.submit(folder, submitted, secrets=hidden, managed=plan.managed is not None)
+    except BaseException:  # Ctrl-C, a full disk: should it run after all, its agent reserves anew
+        booking.withdraw(store, booked)
+        raise
+    return run
 
 
 def follow(plan: Plan, run: runs.Run, project: Project, store: Store, say: Say, log: Say) -> Outcome:
@@ -198,12 +216,7 @@ def follow(plan: Plan, run: runs.Run, project: Project, store: Store, say: Say, 
         history.track(project, run)
         say("  stopped; the same command resumes it at its last checkpoint")
         raise
-    # The nodes first: neither they nor the money wait for a tracker that cannot be reached.
-    state, receipt = finish(run, project, store)
-    if receipt:
-        say(f"  {receipt}")
-    if trouble := history.track(project, run):
-        say(f"  {trouble}")
+    state = see_end(run, project, store, say)
     if state.status == "BUDGET_REACHED":
         raise BudgetReached(
             f"{plan.name} reached its budget: {state.reason or 'no reason was given'}",
@@ -222,6 +235,38 @@ def follow(plan: Plan, run: runs.Run, project: Project, store: Store, say: Say, 
         )
     seconds = (datetime.now(UTC) - started).total_seconds()
     return Outcome(plan, "made", run.run_id, seconds, output_of(store, plan.output, run.run_id))
+
+
+def see_off(run_id: str, project: Project, store: Store, say: Say) -> None:
+    """See to the end of a run whose launcher did not: it was killed, or had detached. The run has published,
+    so that it ends within moments where it has not ended yet."""
+    from launcher import backends
+
+    folder = runs.directory(project.runs, run_id)
+    if not (folder / runs.UNTRACKED).exists():
+        return
+    run = runs.load(project.runs, run_id)
+    backend = backends.get(run.backend)
+    try:
+        if backend.status(folder).active:
+            for _ in backend.follow(folder, from_start=False):
+                continue
+        see_end(run, project, store, say)
+    except Refused as error:  # its place does not answer; what it made is here all the same
+        say(f"  {run_id}: {error.message}")
+
+
+def see_end(run: runs.Run, project: Project, store: Store, say: Say) -> State:
+    """A run has ended: ``finish`` it and show it in MLflow. Returns how it ended."""
+    from launcher import history
+
+    # The nodes first: neither they nor the money wait for a tracker that cannot be reached.
+    state, receipt = finish(run, project, store)
+    if receipt:
+        say(f"  {receipt}")
+    if trouble := history.track(project, run):
+        say(f"  {trouble}")
+    return state
 
 
 def finish(run: runs.Run, project: Project, store: Store) -> tuple[State, str | None]:

@@ -59,25 +59,26 @@ def launch(
             stages.append((plan, run))
             if plan.output:
                 coming[plan.output] = run.run_id
-        if not stages:
-            return outcomes
-        name = runs.new_id(request.family, "all")
-        submitted = []
-        for plan, run in stages:
-            runs.save(project.runs, run)
-            task = job.write(plan, run, project, request, store, None)
-            hidden = secrets.of(plan.profile, plan.image, request.secrets)
-            submitted.append((runs.directory(project.runs, run.run_id), task, hidden))
-            say(f"{plan.name}: run {run.run_id} on {plan.profile.name}")
-        say(f"as the managed job {name} of {len(stages)} tasks: {stages[0][0].managed}")
-        sky.submit_pipeline(name, submitted)
+        if stages:
+            name = runs.new_id(request.family, "all")
+            submitted = []
+            for plan, run in stages:
+                runs.save(project.runs, run)
+                task = job.write(plan, run, project, request, store, None)
+                hidden = secrets.of(plan.profile, plan.image, request.secrets)
+                submitted.append((runs.directory(project.runs, run.run_id), task, hidden))
+                say(f"{plan.name}: run {run.run_id} on {plan.profile.name}")
+            say(f"as the managed job {name} of {len(stages)} tasks: {stages[0][0].managed}")
+            sky.submit_pipeline(name, submitted)
+    for outcome in outcomes:
+        flow.see_off(outcome.run_id, project, store, say)
     for number, (plan, run) in enumerate(stages, 1):
         if request.detach:
             outcomes.append(flow.Outcome(plan, "submitted", run.run_id, 0.0, None))
             continue
         say(f"[{number}/{len(stages)}] {plan.name}")
         outcomes.append(flow.follow(plan, run, project, store, say, log))
-    if request.detach:
+    if request.detach and stages:
         say(f"detached: {flow.come_back(stages[0][1].run_id)}")
     return outcomes
 

@@ -5,6 +5,7 @@ RUN_ID/state.json    what became of it (written by the backend)
 RUN_ID/task.yaml     the task that was submitted
 RUN_ID/job/          job.yaml and train.yaml, which travel to the node
 RUN_ID/provenance.patch, logs/, work/
+RUN_ID/untracked     until MLflow shows how it ended: why it does not yet
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from launcher.errors import UserError, did_you_mean
+
+UNTRACKED = "untracked"
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,13 @@ def write_text(path: Path, text: str | bytes) -> None:
 
 def save(runs: Path, run: Run) -> None:
     write_text(directory(runs, run.run_id) / "run.json", json.dumps(asdict(run), indent=2) + "\n")
+
+
+def forget(runs: Path, run: Run) -> None:
+    """Nothing came of a run that was saved just now."""
+    folder = directory(runs, run.run_id)
+    (folder / "run.json").unlink()
+    folder.rmdir()
 
 
 def every(runs: Path) -> list[Run]:
