@@ -7,6 +7,7 @@ writes and signal it.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import signal
@@ -37,20 +38,24 @@ def submit(
     Nothing preempts a job here, so ``managed`` is no different.
     """
     _check(task)
-    before = status(run_dir)
-    if before.active:
-        raise Refused(f"{run_dir.name} is {before.status.lower()} already (process {before.pid})")
     run_dir.mkdir(parents=True, exist_ok=True)
     log = run_dir / "supervisor.log"
     paths = [str(Path(launcher.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     workdir = str(Path(task.get("workdir") or ".").expanduser().resolve())
-    with log.open("ab") as output:
+    with _starting(run_dir).open("w") as starting, log.open("ab") as output:
+        # The supervisor has it, too, until it has taken over: should this process die, nobody starts another.
+        fcntl.flock(starting, fcntl.LOCK_EX)
+        before = _recorded(run_dir)
+        if before.active:
+            raise Refused(f"{run_dir.name} is {before.status.lower()} already (process {before.pid})")
+        command = [sys.executable, "-m", "launcher.backends.supervisor", str(run_dir.resolve())]
         done = subprocess.run(
-            [sys.executable, "-m", "launcher.backends.supervisor", str(run_dir.resolve())],
+            [*command, str(starting.fileno())],
             input=json.dumps({**task, "workdir": workdir}).encode(),
             stdout=output,
             stderr=subprocess.STDOUT,
             env={**os.environ, **(secrets or {}), "PYTHONPATH": os.pathsep.join(filter(None, paths))},
+            pass_fds=[starting.fileno()],
             check=False,
         )
     if done.returncode:
@@ -60,6 +65,8 @@ def submit(
 
 def follow(run_dir: Path, *, from_start: bool = True, wait: bool = True) -> Iterator[str]:
     """Lines of the newest attempt's log; see ``base.Backend``. Those of the set-up come first."""
+    while wait and _is_starting(run_dir):
+        time.sleep(POLL_S)
     state = status(run_dir)
     if not state.attempts:
         return
@@ -98,6 +105,18 @@ def cancel(run_dir: Path, grace_s: float | None = None) -> None:
 
 def status(run_dir: Path) -> State:
     """What became of the run; LOST when it was never taken over, or its supervisor is gone."""
+    state = _recorded(run_dir)
+    if state.active:
+        return state
+    starting = _is_starting(run_dir)
+    state = _recorded(run_dir)  # it may have been taken over between the two looks
+    if starting and not state.active:
+        return State("PENDING", attempts=state.attempts, reason="it is being started")
+    return state
+
+
+def _recorded(run_dir: Path) -> State:
+    """What the supervisor wrote, or LOST."""
     try:
         state = supervisor.read_state(run_dir)
     except (ValueError, TypeError, KeyError) as error:
@@ -111,6 +130,22 @@ def status(run_dir: Path) -> State:
             reason = f"its supervisor (process {state.pid}) is gone: killed, or the machine went down"
             return replace(state, status="LOST", reason=reason)
     return state
+
+
+def _starting(run_dir: Path) -> Path:
+    """Locked while a supervisor is being started."""
+    return run_dir / ".starting"
+
+
+def _is_starting(run_dir: Path) -> bool:
+    try:
+        with _starting(run_dir).open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
 
 
 def down(run_dir: Path) -> None:
@@ -143,12 +178,13 @@ def _alive(state: State) -> bool:
 
 def _stop(run_dir: Path, seconds: float | None) -> bool:
     """Signal the supervisor; whether the run, and it, end within ``seconds`` (None: it sees to that)."""
-    state = status(run_dir)
-    if state.active and state.pid is not None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(state.pid, signal.SIGTERM)
     deadline = None if seconds is None else time.monotonic() + seconds
+    signalled = False
     while (state := status(run_dir)).active or _alive(state):
+        if not signalled and state.active and state.pid is not None:
+            signalled = True
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(state.pid, signal.SIGTERM)
         if deadline is not None and time.monotonic() > deadline:
             return False
         time.sleep(POLL_S)

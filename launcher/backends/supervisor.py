@@ -1,10 +1,11 @@
 """Runs one attempt of a run on this machine, detached from whoever launched it.
 
-    python -m launcher.backends.supervisor RUN_DIR  < task.json
+    python -m launcher.backends.supervisor RUN_DIR STARTING  < task.json
 
-takes the run over (RUN_DIR/state.json says so when the command returns, exit code 0) and goes on in a
-session of its own: set-up once, then the task's `run` on every emulated node. Each node is a process group
-under a guard (``launcher.agent.guard``), so nothing outlives the run, however it ends.
+takes the run over (RUN_DIR/state.json says so when the command returns, exit code 0, and with it the lock on
+the descriptor STARTING) and goes on in a session of its own: set-up once, then the task's `run` on every
+emulated node. Each node is a process group under a guard (``launcher.agent.guard``), so nothing outlives the
+run, however it ends.
 
 SIGTERM cancels: the nodes may save; a second SIGTERM kills. The logs are files that the nodes write
 themselves: killing the supervisor breaks no pipe of a trainer that is about to save.
@@ -88,14 +89,16 @@ class Recorder:
         write_text(self.run_dir / "state.json", self.state.to_json())
 
 
-def main(run_dir: Path) -> int:
-    """Take the run over, then go on in the background; 1 when another process already runs it."""
+def main(run_dir: Path, starting: int) -> int:
+    """Take the run over, then go on in the background; 1 when another process already runs it. ``starting``
+    is a descriptor that stays with this process alone."""
     task = json.load(sys.stdin)
     ready, takes_over = os.pipe()
     if os.fork():
         os.close(takes_over)
         return 0 if os.read(ready, 1) else 1
     os.close(ready)
+    os.close(starting)
     os.setsid()
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     lock = lock_run(run_dir)
@@ -250,4 +253,4 @@ def _now() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2])))
