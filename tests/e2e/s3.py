@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import re
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler
@@ -29,6 +30,10 @@ class Gate:
 
     def __init__(self) -> None:
         self.down = False
+        self.requests = 0
+        self._outage: tuple[int, str, float] | None = None
+        self._away_until = 0.0
+        self._counting = threading.Lock()
         self.reached = threading.Event()
         self._opened = threading.Event()
         self._word: str | None = None
@@ -41,9 +46,27 @@ class Gate:
         self._word, self._step = word, step
         before.set()
 
+    def lose(self, seconds: float, *, after: int = 0, word: str = "") -> None:
+        """The service goes away for so many seconds, at the first request after so many whose key contains
+        ``word``."""
+        self._outage = (self.requests + after, word, seconds)
+
+    @property
+    def lost(self) -> bool:
+        """Whether the outage has come."""
+        return self._outage is None
+
+    def _is_away(self, path: str) -> bool:
+        with self._counting:
+            self.requests += 1
+            if self._outage and self.requests > self._outage[0] and self._outage[1] in path:
+                self._away_until = time.monotonic() + self._outage[2]
+                self._outage = None
+        return self.down or time.monotonic() < self._away_until
+
     def pass_through(self, method: str, path: str) -> bool:
-        """False when the request is to be dropped: it was held back, or the service is ``down``."""
-        if self.down:
+        """False when the request is to be dropped: it was held back, or the service is ``down`` or away."""
+        if self._is_away(path):
             return False
         opened, committed = self._opened, step_committed_by(path)
         late = self._step is not None and committed is not None and committed >= self._step
