@@ -13,6 +13,7 @@ from launcher.lineage.journal import Event
 
 # Trying again cannot help: only a change of the recipe, the config or the store does.
 FINAL = (BAD_OUTPUT, NO_INPUT, LIMIT, BUDGET, DEADLINE)
+_AGAIN = "not tried again: "
 
 
 def check(earlier: Sequence[Sequence[Event]], submission: str | None, preemptions: int | None) -> None:
@@ -23,7 +24,8 @@ def check(earlier: Sequence[Sequence[Event]], submission: str | None, preemption
     """
     ends = [_end(events) for events in earlier if submission and _submission(events) == submission]
     if ends and (last := ends[-1]) and last["exit_code"] in FINAL:
-        raise Ended(int(last["exit_code"]), f"not tried again: {last.get('reason') or 'it cannot succeed'}")
+        reason = str(last.get("reason") or "it cannot succeed").removeprefix(_AGAIN)
+        raise Ended(int(last["exit_code"]), f"{_AGAIN}{reason}")
     lost = sum(1 for end in ends if end is None or end["status"] == "interrupted")
     if preemptions is not None and lost > preemptions:
         raise Ended(LIMIT, f"preempted {lost} times, and --preemptions allows {preemptions}")

@@ -2,7 +2,14 @@
 
 It behaves as SkyPilot does towards the rest of nemo-sky: a launch may find no capacity, a node may be
 preempted at any moment, a managed job comes back in the next zone, any other is lost, and Ctrl-C leaves a run
-be. Nothing is simulated beyond that: the very task runs, so what resumes here is what would resume there.
+be. A managed job that fails is begun again as often as SkyPilot's controller would do it by
+``max_restarts_on_errors``: by count alone, whatever its exit code (``sky/jobs/controller.py`` and
+``StrategyExecutor.should_restart_on_failure`` of 0.14.1; our own strategy is not asked). Nothing is simulated
+beyond that: the very task runs, so what resumes here is what would resume there.
+
+Nobody but the processes of the job has its secrets, and those are gone when it is recovered. So whoever asks
+for its status, which is what recovers it, must have them in the environment; a job with others (of
+``--secrets FILE``) is not recovered, and the same command resumes it. SkyPilot's controller keeps them.
 
 ``NEMO_SKY_FAKE`` holds commands, separated by `;`, in the order in which they are to happen:
 
@@ -12,11 +19,12 @@ be. Nothing is simulated beyond that: the very task runs, so what resumes here i
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +41,8 @@ VARIABLE = "NEMO_SKY_FAKE"
 ZONES = ("fake-1a", "fake-1b", "fake-2a")
 POLL_S = 0.05
 _VERBS = ("no-capacity", "preempt")
+_STILL = (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP, psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+_FAILED = ("FAILED", "INTERRUPTED", "BUDGET_REACHED", "DEADLINE_REACHED")  # to SkyPilot, exit codes like any
 
 
 @dataclass(frozen=True)
@@ -42,6 +52,7 @@ class World:
     managed: bool
     task: Mapping[str, Any]
     commands: tuple[str, ...]
+    restarts: int = 0  # that are left
     preemptions: int = 0
     cancelled: bool = False
 
@@ -55,7 +66,9 @@ def submit(
     refused = bool(commands) and commands[0] == "no-capacity"
     if refused:
         commands.pop(0)
-    _save(run_dir, World(managed, {**task, "resources": {}}, tuple(commands)))
+    recovery = (task.get("resources") or {}).get("job_recovery") or {}
+    restarts = int(recovery.get("max_restarts_on_errors") or 0)
+    _save(run_dir, World(managed, {**task, "resources": {}}, tuple(commands), restarts))
     if refused:
         raise Refused("no capacity in any zone of the fake cloud", hint="launch it again")
     local.submit(run_dir, task, secrets=secrets)
@@ -104,22 +117,51 @@ def shell(run_dir: Path) -> list[str]:
 
 
 def status(run_dir: Path) -> State:
-    """What became of the run. Asking is what makes a managed job recover: the next zone takes it over."""
+    """What became of the run. Asking is what makes a managed job recover: the next zone takes it over, or the
+    same begins it again when it failed."""
     state, world = local.status(run_dir), _world(run_dir)
     if world is None:
         return state
+    if world.managed and not world.cancelled and _is_to_recover(state, world):
+        with _asked_once(run_dir):
+            state, world = _recovered(run_dir)
     if state.status == "LOST" and world.cancelled:
         state = replace(state, status="CANCELLED", reason="cancelled")
-    elif state.status == "LOST" and state.attempts and world.managed:
-        world = replace(world, preemptions=world.preemptions + 1)
-        _save(run_dir, world)
-        local.submit(run_dir, world.task)
-        state = replace(local.status(run_dir), status="RECOVERING")
-    elif state.status == "LOST" and state.attempts:
+    elif state.status == "LOST" and state.attempts and not world.managed:
         state = replace(state, reason="its nodes were preempted")
     zone = ZONES[world.preemptions % len(ZONES)]
     place = {"cloud": "fake", "region": zone[:-1], "zone": zone}
     return replace(state, preemptions=world.preemptions, place=place)
+
+
+def _is_to_recover(state: State, world: World) -> bool:
+    failed = state.status in _FAILED and world.restarts > 0
+    return bool(state.attempts) and (state.status == "LOST" or failed)
+
+
+def _recovered(run_dir: Path) -> tuple[State, World]:
+    """The run after its recovery, unless another has seen to that meanwhile."""
+    state, world = local.status(run_dir), _world(run_dir)
+    assert world
+    if not _is_to_recover(state, world) or world.cancelled:
+        return state, world
+    if missing := [name for name in world.task.get("secrets") or {} if name not in os.environ]:
+        reason = f"it cannot be recovered: the fake cloud keeps no secrets such as {missing[0]}"
+        return replace(state, reason=reason), world
+    if state.status == "LOST":
+        world = replace(world, preemptions=world.preemptions + 1)
+    else:
+        world = replace(world, restarts=world.restarts - 1)
+    _save(run_dir, world)
+    local.submit(run_dir, world.task)
+    return replace(local.status(run_dir), status="RECOVERING"), world
+
+
+@contextmanager
+def _asked_once(run_dir: Path) -> Iterator[None]:
+    with (run_dir / ".recovering").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _stopped(root: psutil.Process) -> list[psutil.Process]:
@@ -130,6 +172,10 @@ def _stopped(root: psutil.Process) -> list[psutil.Process]:
         for process in new:
             with suppress(psutil.NoSuchProcess):
                 process.suspend()
+        for process in new:  # one that is just forking stops when it has, and its child is found then
+            with suppress(psutil.NoSuchProcess):
+                while process.status() not in _STILL:
+                    time.sleep(0.001)
     return found
 
 

@@ -190,6 +190,26 @@ def test_mlflow_goes_away_in_the_middle_of_a_run_and_comes_back(place: Place) ->
     assert (run.info.status, run.data.metrics["score"]) == ("FINISHED", 0.03125)
 
 
+def test_what_must_not_be_tried_again_is_trained_once_whatever_the_retries(place: Place) -> None:
+    """The cloud begins it again by count alone; the agent of the next attempt refuses."""
+    script, count = place.project.root / "recipes/demo/prep/script.py", place.project.root / "count"
+    script.write_text(f"{PREP}open({str(count)!r}, 'a').write('x'); raise SystemExit(66)\n")
+    try:
+        with pytest.raises(RunFailed, match="not tried again: the command exited with 66"):
+            place.launch("prep", cluster="fake", managed=True, retries=2)
+    finally:
+        script.write_text(PREP)
+    assert count.read_text() == "x"
+    shown = place.state(runs.every(place.project.runs)[0].run_id)
+    assert (shown["status"], len(shown["attempt_list"])) == ("FAILED", 3)
+    assert (
+        place.logged.count(
+            "[nemo-sky] attempt 3 failed: not tried again: the command exited with 66; no checkpoint was saved"
+        )
+        == 1
+    )
+
+
 def test_an_active_run_is_not_started_twice(place: Place) -> None:
     script = place.project.root / "recipes/demo/prep/script.py"
     script.write_text(PREP + "import time; print('waiting', flush=True); time.sleep(600)\n")

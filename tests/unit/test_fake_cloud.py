@@ -24,8 +24,19 @@ def run_dir(tmp_path: Path) -> Any:
     until(lambda: not processes_of(path.name))
 
 
-def submit(run_dir: Path, *, managed: bool) -> None:
-    fake.submit(run_dir, {"run": RUN, "envs": {"COUNT": str(run_dir.parent / "count")}}, managed=managed)
+# Only the attempt that ENDS well does; the others fail.
+FAILS = (
+    'echo again >>"$COUNT"; echo "attempt $(wc -l <"$COUNT")"; [ "$(wc -l <"$COUNT")" -ge "$ENDS" ] || exit 3'
+)
+
+
+def submit(run_dir: Path, *, managed: bool, run: str = RUN, retries: int = 0, **more: Any) -> None:
+    task = {
+        "run": run,
+        "resources": {"job_recovery": {"strategy": "FAILOVER", "max_restarts_on_errors": retries}},
+        "envs": {"COUNT": str(run_dir.parent / "count"), "ENDS": "2"},
+    }
+    fake.submit(run_dir, {**task, **more}, managed=managed)
 
 
 def test_a_managed_job_comes_back_in_another_zone(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,6 +84,51 @@ def test_a_cancelled_job_is_not_recovered(run_dir: Path) -> None:
     fake.cancel(run_dir, grace_s=0)
     assert fake.status(run_dir).status == "CANCELLED"
     assert processes_of(run_dir.name) == []
+
+
+@pytest.mark.parametrize(("retries", "managed"), [(1, True), (3, True), (0, True), (1, False)])
+def test_a_managed_job_that_fails_is_begun_again_so_often(run_dir: Path, retries: int, managed: bool) -> None:
+    again = retries > 0 and managed
+    submit(run_dir, managed=managed, run=FAILS, retries=retries)
+    assert list(fake.follow(run_dir)) == (["attempt 1", "attempt 2"] if again else ["attempt 1"])
+    state = fake.status(run_dir)
+    assert (state.status, state.preemptions) == ("SUCCEEDED" if again else "FAILED", 0)
+
+
+def test_what_fails_once_more_than_it_may_has_failed(run_dir: Path) -> None:
+    submit(run_dir, managed=True, run=FAILS.replace('"$ENDS"', "3"), retries=1)
+    assert list(fake.follow(run_dir)) == ["attempt 1", "attempt 2"]
+    state = fake.status(run_dir)
+    assert (state.status, state.reason) == ("FAILED", "the job exited with 3")
+    submit(run_dir, managed=True, run="true")
+    assert list(fake.follow(run_dir)) == []
+    assert fake.status(run_dir).status == "SUCCEEDED"
+
+
+def test_preemptions_are_not_counted_among_failures(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(fake.VARIABLE, "preempt@attempt 1")
+    run = FAILS.replace(
+        '-ge "$ENDS" ] || exit 3', '-ge 3 ] || { [ "$(wc -l <"$COUNT")" = 1 ] && sleep 600; exit 3; }'
+    )
+    submit(run_dir, managed=True, run=run, retries=1)
+    assert list(fake.follow(run_dir)) == ["attempt 1", "attempt 2", "attempt 3"]
+    state = fake.status(run_dir)
+    assert (state.status, state.preemptions) == ("SUCCEEDED", 1)
+
+
+def test_a_recovery_needs_the_secrets_of_the_job(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(fake.VARIABLE, "preempt@attempt 1; preempt@attempt 2")
+    run = RUN.replace("again", '"$MINE"')
+    submit(run_dir, managed=True, run=run, secrets={"MINE": None})
+    lines = fake.follow(run_dir)
+    assert next(lines) == "attempt 1"
+    assert list(lines) == []
+    state = fake.status(run_dir)
+    assert (state.status, state.active) == ("LOST", False)
+    assert "no secrets such as MINE" in (state.reason or "")
+    monkeypatch.setenv("MINE", "of the environment")
+    assert list(fake.follow(run_dir)) == ["attempt 1", "attempt 2", "attempt 3"]
+    assert (run_dir.parent / "count").read_text().splitlines()[1:] == ["of the environment"] * 2
 
 
 @pytest.mark.parametrize("text", ["preemt@x", "preempt", "preempt@", "no-capacity@x", "what"])
