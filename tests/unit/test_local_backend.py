@@ -15,6 +15,7 @@ import pytest
 from launcher import backends
 from launcher.backends import local, nodes, supervisor
 from launcher.errors import Refused, UserError
+from tests.moments import in_child
 from tests.rig import processes_of, until
 
 
@@ -127,6 +128,35 @@ def test_the_newest_attempt_is_followed(run_dir: Path) -> None:
         (2, "SUCCEEDED", (0,)),
     ]
     assert all(attempt.ended_at for attempt in state.attempts)
+
+
+# How it begins
+
+
+def test_what_a_killed_launcher_was_starting_is_started_once(run_dir: Path) -> None:
+    """It dies when the supervisor knows all that it must, and has not taken the run over yet."""
+
+    def child() -> None:
+        subprocess.Popen.wait = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment,method-assign]
+        start(run_dir, "sleep 0.5; echo once")
+
+    assert in_child(child) == -signal.SIGKILL
+    assert local.status(run_dir).active
+    with pytest.raises(Refused, match="already"):
+        start(run_dir, "echo twice")
+    assert list(local.follow(run_dir)) == ["once"]
+    state = local.status(run_dir)
+    assert (state.status, len(state.attempts)) == ("SUCCEEDED", 1)
+
+
+def test_what_is_being_started_can_be_cancelled(run_dir: Path) -> None:
+    def child() -> None:
+        subprocess.Popen.wait = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment,method-assign]
+        start(run_dir, "sleep 600")
+
+    assert in_child(child) == -signal.SIGKILL
+    local.cancel(run_dir, grace_s=30)
+    assert local.status(run_dir).status == "CANCELLED"
 
 
 # How it ends
