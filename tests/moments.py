@@ -35,7 +35,7 @@ def effect_of(event: str, arguments: tuple[object, ...]) -> str | None:
     return f"{event} {about!s}" if event in CHANGES else None
 
 
-def before_effects(act: Callable[[str], None]) -> None:
+def before_effects(act: Callable[[str], object]) -> None:
     """From now on, and for good, call ``act`` before each effect of this process, with what it is."""
 
     def hook(event: str, arguments: tuple[object, ...]) -> None:
@@ -53,10 +53,8 @@ def die_before_effect(number: int, later: float | None = None) -> None:
 
     def count(_: str) -> None:
         with lock:
-            if left[0] == 0 and later is None:
-                _die()
-            elif left[0] == 0:
-                threading.Timer(later, _die).start()
+            if left[0] == 0:
+                _die() if later is None else threading.Timer(later, _die).start()
             left[0] -= 1
 
     before_effects(count)
@@ -68,6 +66,11 @@ def _die() -> None:
 
 def in_child(work: Callable[[], object]) -> int:
     """Exit status of a forked child that did ``work``; -9 when it was killed."""
+    return ended(start_child(work))
+
+
+def start_child(work: Callable[[], object]) -> int:
+    """The process id of a forked child that does ``work``."""
     pid = os.fork()
     if pid == 0:
         try:
@@ -76,4 +79,9 @@ def in_child(work: Callable[[], object]) -> int:
             traceback.print_exc()
             os._exit(1)
         os._exit(0)
+    return pid
+
+
+def ended(pid: int) -> int:
+    """Exit status of a child, once it has ended; -9 when it was killed."""
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
