@@ -60,9 +60,9 @@ BUDGET = 0.15
 LAUNCH = [*("launch", "demo", "prep", "--cloud", "fake", "--managed")]
 LAUNCH += ["--experiment", "e", "--experiment-budget", str(BUDGET)]
 # Of the run's second or two, in seconds after its supervisor was begun.
-DELAYS = (0, 0.02, 0.1, 0.2, 0.4, 0.7, 1.0, 1.4)
+DELAYS = (0, 0.02, 0.1, 0.3, 0.7, 1.4)
 LANES = 2
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 
 
 def make(place: Path, database: Path) -> None:
@@ -168,10 +168,16 @@ class Moment:
 
 
 def moments(effects: list[str]) -> list[Moment]:
-    """All there are, and while the launcher waits for the supervisor, and follows the run, some."""
+    """Every other one of the preflight, which only sees whether things can be written; all that come after;
+    and some while the launcher waits for the supervisor, and follows the run."""
     found = [Moment(number, what) for number, what in enumerate(effects)]
+    decides = next(one.number for one in found if "runs/.lock" in one.what)
     (start,) = [one for one in found if "launcher.backends.supervisor" in one.what]
-    return found + [replace(start, later=later) for later in DELAYS]
+    return [
+        *found[:decides:2],
+        *found[decides:],
+        *(replace(start, later=later) for later in DELAYS),
+    ]
 
 
 def broken(moment: Moment, place: Path, database: Path) -> str | None:
