@@ -1,7 +1,7 @@
 """The rigs, one of each per worker. Where the machine cannot host one, its tests skip and say why.
 
-With four workers (``-n 4 --dist loadscope``) four rigs are up at a time: SkyPilot mostly waits, and what the
-tests of money run takes no processor.
+With two workers (``-n 2 --dist loadscope``) two rigs are up at a time, which is what two cores can bear: of
+four none gets on.
 """
 
 from __future__ import annotations
