@@ -14,8 +14,8 @@ from tests.rigs.slurm import SlurmRig
 
 CHECK_S, SETUP_S, TEARDOWN_S = 10, 75, 60
 MONEY = f"money: {{check_every: {CHECK_S}s, setup: {SETUP_S}s, teardown: {TEARDOWN_S}s}}\n"
-# What the budget pays for: the first lease, a save of 25 s in it, and two minutes more, for a busy machine takes
-# most of them to provision. What is left is not enough for the training, which takes 210 s.
+# What the budget pays for: the first lease, a save of 25 s in it, and two minutes more, most of which a busy
+# machine takes to provision. What is left is not enough for the training, which takes 210 s.
 PAID_S = CHECK_S + SETUP_S + TEARDOWN_S + 25 + 120
 STEPS = 2100
 WORDS = (*PACED, f"steps={STEPS}", "sleep=0.1", "save=100")
