@@ -211,9 +211,10 @@ def request_state(request: str) -> RequestState | None:
     """The state of a request, None when the server has forgotten it."""
     with calls() as sky:
         found = sky.api_status(request_ids=[request])
-    if not found:
-        return None
-    return RequestState(str(found[0].status), _request_error(found[0].error))
+        if not found:
+            return None
+        status = str(found[0].status)
+        return RequestState(status, _why_it_failed(sky, request) if status == "FAILED" else None)
 
 
 def request_for(name: str, managed: bool, since: float) -> str | None:
@@ -364,15 +365,14 @@ def _price(handle: Any) -> float | None:
     return round(float(price), 4) or None
 
 
-def _request_error(text: Any) -> str | None:
-    """The message of an error that the server recorded with a request."""
-    if not text:
-        return None
+def _why_it_failed(sky: Any, request: str) -> str | None:
+    """What a failed request raised: the server's list of requests leaves it out (``Request.readable_encode``
+    of 0.14.1), so the request's own answer is asked for."""
     try:
-        values = json.loads(text) if isinstance(text, str) else text
-        return ANSI.sub("", str(values.get("message") or values.get("type") or values))
-    except (ValueError, AttributeError):
-        return ANSI.sub("", str(text))
+        sky.get(request)
+    except Exception as error:  # whatever a server somewhere raised arrives here as itself
+        return said(error)
+    return None
 
 
 def said(error: Exception) -> str:

@@ -80,11 +80,13 @@ class Launches:
             reader.communicate()
 
     def follow_into_training(self, run_id: str) -> None:
-        """Follow the run's log until it trains."""
+        """Follow the log of a `PACED` run until it trains."""
         reader = self.project.start("runs", "logs", "-f", run_id)
         try:
             assert reader.stdout
-            assert any("ms/step" in line for line in reader.stdout), "it never trained"
+            assert any("ms/step" in line or "rank 0 starts" in line for line in reader.stdout), (
+                "it never trained"
+            )
         finally:
             reader.kill()
             reader.communicate()

@@ -52,8 +52,7 @@ def test_a_ray_stage_beside_skypilots_own_ray(on: Launches) -> None:
 
 
 def test_followed_and_cancelled(on: Launches, aws: AwsRig) -> None:
-    endless = (*SHORT, "train.steps=1000000", "train.save_interval=1000000")
-    run_id = on.detach(*endless, "--on-demand", "--force")
+    run_id = on.detach(*PACED, "steps=100000", "save=100000", "--on-demand", "--force")
     on.follow_into_training(run_id)
     (active,) = json.loads(on.project.run("queue", "--json").stdout)
     assert (active["run_id"], active["status"]) == (run_id, "RUNNING")

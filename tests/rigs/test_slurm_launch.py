@@ -104,19 +104,28 @@ def test_cancelled_and_launched_again(on: Launches) -> None:
     assert second["restored_from"] == first["checkpoints"][-1] > 0
 
 
-def test_a_shell_on_its_node_and_a_cancel_that_saves(on: Launches, slurm: SlurmRig) -> None:
+def with_options(on: Launches, options: str) -> Launches:
+    """The same launches, with sbatch options in their profile."""
     profile = on.project.root / "options.yaml"
-    options = "{comment: fake project, time: '2:00:00'}"
     profile.write_text(f"extends: {on.profile}\nconfig: {{slurm: {{sbatch_options: {options}}}}}\n")
-    endless = (*SHORT, "train.steps=1000000", "train.save_interval=1000000")
-    run_id = Launches(on.project, profile).detach(*endless, "--force")
+    return Launches(on.project, profile)
+
+
+def test_a_shell_on_its_node_and_a_cancel_that_saves(on: Launches, slurm: SlurmRig) -> None:
+    options = "{comment: fake-project, time: '2:00:00'}"
+    run_id = with_options(on, options).detach(*PACED, "steps=100000", "save=100000", "--force")
     on.follow_into_training(run_id)
-    assert slurm.squeue("%k|%l") == ["fake project|2:00:00"]
+    assert slurm.squeue("%k|%l") == ["fake-project|2:00:00"]
     said = on.project.run("runs", "ssh", run_id, "--", "echo on $SLURM_JOB_PARTITION $(whoami)").stdout
     assert "on " in said
     assert "is cancelled" in on.project.run("runs", "cancel", run_id).stdout
     (attempt,) = on.show(run_id)["attempt_list"]
     assert attempt["checkpoints"], "there was none before it was cancelled"
+
+
+def test_what_slurm_refuses_is_said(on: Launches) -> None:
+    refused = with_options(on, "{qos: none-such, licenses: none-such}").launch(*PACED, "--force", code=1)
+    assert "Failed to acquire resources" in refused["said"]
 
 
 def test_a_managed_job_whose_allocation_is_cancelled(

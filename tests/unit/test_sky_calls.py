@@ -67,17 +67,3 @@ def test_lines_are_whole_however_they_arrive(pieces: list[str]) -> None:
     assert lines == text.split("\n")[:-1] + (
         [text.split("\n")[-1]] if not text.endswith("\n") and text else []
     )
-
-
-@pytest.mark.parametrize(
-    ("recorded", "expected"),
-    [
-        ("", None),
-        (None, None),
-        ('{"type": "ValueError", "message": "\\u001b[31mno room\\u001b[0m"}', "no room"),
-        ('{"type": "ValueError"}', "ValueError"),
-        ("no JSON at all", "no JSON at all"),
-    ],
-)
-def test_errors_of_requests(recorded: str | None, expected: str | None) -> None:
-    assert sky_calls._request_error(recorded) == expected
