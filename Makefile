@@ -31,8 +31,9 @@ e2e: setup
 
 # A real Slurm and an emulated AWS on this machine, for SkyPilot to launch on. Needs root and Debian, else it
 # skips and says why; with NEMO_SKY_RIGS=1 that is a failure.
+RIGS ?= tests/rigs
 rigs: setup
-	$(BIN)/python -m pytest tests/rigs -n 2 --dist loadscope -rs --durations 20
+	$(BIN)/python -m pytest $(RIGS) -n 2 --dist loadscope -rs --durations 20
 
 # Megatron-Bridge needs transformers 4, so its tests have an environment of their own: 3 GB, made once.
 # --no-deps: its declared dependencies ask for CUDA. tests/bridge/stubs.py stands in for what is left out.

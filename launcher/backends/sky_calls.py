@@ -242,12 +242,17 @@ def _name_in(body: str | None) -> str | None:
 
 
 def cluster_job(name: str) -> Job | None:
-    """The newest job of the cluster ``name``; None when there is no such cluster."""
+    """The newest job of the cluster ``name``; None when there is no such cluster.
+
+    One that is up in SkyPilot's books is asked for its jobs at once: that looks whether it is still there
+    (``check_cluster_available`` in ``core.queue`` of 0.14.1), and a look takes seconds on a node.
+    """
     with calls() as sky:
-        found = sky.get(sky.status(cluster_names=[name], refresh=sky.StatusRefreshMode.AUTO))
-        if not found:
+        record = _cluster(sky, name, "NONE")
+        if record and record["status"].value != "UP":
+            record = _cluster(sky, name, "AUTO")
+        if record is None:
             return None
-        record = found[0]
         here = Job(
             None,
             reason=record.get("init_status_reason"),
@@ -260,19 +265,25 @@ def cluster_job(name: str) -> Job | None:
         try:
             jobs = sky.get(sky.queue(name, all_users=True))
         except _absent(sky):
-            return here  # it went between the two questions
+            return here if _cluster(sky, name, "NONE") else None
         except sky.exceptions.CommandError:
             # So it is seen when the node goes while it answers: the cloud itself knows.
-            now = sky.get(sky.status(cluster_names=[name], refresh=sky.StatusRefreshMode.FORCE))
-            if now and now[0]["status"].value == "UP":
+            now = _cluster(sky, name, "FORCE")
+            if now and now["status"].value == "UP":
                 raise
-            return here
+            return here if now else None
     if not jobs:
         return here
     newest = max(jobs, key=lambda job: job["job_id"])
     status = newest["status"].value
     reason = None if status in ("SUCCEEDED", "RUNNING") else f"its job is {status} on {name}"
     return replace(here, status=_JOB[status], reason=reason, job_id=newest["job_id"])
+
+
+def _cluster(sky: Any, name: str, refresh: str) -> Any:
+    """SkyPilot's record of a cluster, refreshed by this ``StatusRefreshMode``; None without one."""
+    found = sky.get(sky.status(cluster_names=[name], refresh=sky.StatusRefreshMode[refresh]))
+    return found[0] if found else None
 
 
 def managed_job(name: str, task: int = 0) -> Job | None:
@@ -366,8 +377,7 @@ def _price(handle: Any) -> float | None:
 
 
 def _why_it_failed(sky: Any, request: str) -> str | None:
-    """What a failed request raised: the server's list of requests leaves it out (``Request.readable_encode``
-    of 0.14.1), so the request's own answer is asked for."""
+    """What a failed request raised; the list of requests leaves it out (``readable_encode`` of 0.14.1)."""
     try:
         sky.get(request)
     except Exception as error:  # whatever a server somewhere raised arrives here as itself
