@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 from launcher.artifacts.store import StoreError
@@ -77,8 +78,12 @@ class Outcome:
 
 
 def say(text: str) -> None:
-    """One line for whoever reads the log."""
-    print(f"[nemo-sky] {text}", file=sys.stderr, flush=True)
+    """One line for whoever reads the log. Where nodes are taken away its reader may go first: that ends
+    nothing here, for there is still time to save."""
+    try:
+        print(f"[nemo-sky] {text}", file=sys.stderr, flush=True)
+    except OSError:  # what is left in its buffer would fail once more when Python ends
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - for the rest of the process
 
 
 @contextmanager

@@ -96,7 +96,7 @@ class Launches:
         # Its journal comes first: `runs show` imports SkyPilot, asks a node, and takes a core from the run.
         words = (sys.executable, "-c", AWAIT_END, run_id, str(seconds))
         subprocess.run(words, env=self.project.environment(), cwd=self.project.root, check=True)
-        until(lambda: self.show(run_id)["status"] in ENDS, 120, every=5)
+        until(lambda: self.show(run_id)["status"] in ENDS, 180, every=5)
         return self.show(run_id)
 
     def model(self, run_id: str, name: str = "tiny-pretrain-model") -> dict[str, Any]:
@@ -118,7 +118,7 @@ class Launches:
         return dict(mine)
 
 
-# Waits until a run's last attempt has written an end after which SkyPilot begins no other.
+# Waits until a run's last attempt has written an end after which none is begun.
 AWAIT_END = """
 import os, sys, time
 from launcher.artifacts.store import open_store
@@ -132,7 +132,7 @@ while time.monotonic() < until:
         last = [attempt[-1] for attempt in sync.attempts(store, sys.argv[1])][-1:]
     except UserError:
         last = []
-    if last and last[0]["type"] == "attempt_ended" and last[0]["status"] != "interrupted":
+    if last and last[0].get("status") in ("succeeded", "cancelled", "budget reached", "deadline reached"):
         break
     time.sleep(1)
 else:

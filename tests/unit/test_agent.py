@@ -19,7 +19,7 @@ from launcher.agent.rendezvous import Attempt
 from launcher.artifacts import checkpoints, registry
 from launcher.artifacts.store import FileStore
 from launcher.artifacts.uri import ArtifactRef, parse_ref
-from tests.rig import Rig
+from tests.rig import TRAINER, Rig
 
 if TYPE_CHECKING:
     from tests.unit.conftest import S3Server
@@ -371,3 +371,14 @@ def test_a_job_that_began_nice_stays_as_nice(rig: Rig) -> None:
     process.terminate()
     assert min(levels) == 15
     rig.finish(process, 75)
+
+
+def test_a_log_that_nobody_reads_any_more_ends_nothing(rig: Rig) -> None:
+    """As on Slurm, where what carries the output of a job dies before the job does."""
+    trainer = f"exec {sys.executable} {TRAINER} 30 save=10 sleep=0.02 > /dev/null 2>&1"
+    process = rig.start("bash", "-c", trainer)
+    assert process.stdout
+    process.stdout.close()
+    assert process.wait(60) == 0
+    end = rig.journal(1)[-1]
+    assert (end["type"], end["status"]) == ("attempt_ended", "succeeded")
