@@ -45,6 +45,12 @@ def processes_of(run_id: str) -> list[int]:
     return found
 
 
+def stage_of_trainer(head: str) -> str:
+    """The script of a stage that trains with the test trainer: ``head``, its block and first lines, goes
+    before."""
+    return head + TRAINER.read_text().replace("from __future__ import annotations\n", "")
+
+
 @dataclass
 class Rig:
     """A run's files on one node, and its agent around the test trainer."""

@@ -16,8 +16,8 @@ from launcher.money import caps
 from launcher.money.account import MICROS, About, Account, Entry, money
 from launcher.money.ledger import account_name, now_ms, open_ledger
 from tests.mlflow_runs import in_mlflow
+from tests.rig import stage_of_trainer
 
-ROOT = Path(__file__).parents[2]
 HEAD = """# /// script
 # [tool.runspec]
 # name = "demo/train"
@@ -80,12 +80,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
         (tmp_path / "clusters" / f"{name}.yaml").write_text(PROFILE.format(base=base))
     folder = tmp_path / "recipes" / "demo" / "train"
     (folder / "config").mkdir(parents=True)
-    trainer = (
-        (ROOT / "tests" / "fixtures" / "trainer.py")
-        .read_text()
-        .replace("from __future__ import annotations\n", "")
-    )
-    (folder / "train.py").write_text(HEAD.format(steps=450) + trainer)
+    (folder / "train.py").write_text(stage_of_trainer(HEAD.format(steps=450)))
     (folder / "config" / "default.yaml").write_text("lr: 0.5\n")
     return Place(project.read(tmp_path))
 

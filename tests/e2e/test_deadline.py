@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from launcher.money.amounts import parse_dollars
+from tests.rig import stage_of_trainer
 
 ROOT = Path(__file__).parents[2]
 # A hundred steps of a tenth of a second, at ten cents a second.
@@ -44,9 +45,7 @@ LEASE_S = 3 + 1 + 4  # set-up, a check, a save
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    trainer = (ROOT / "tests" / "fixtures" / "trainer.py").read_text()
-    script = HEAD + trainer.replace("from __future__ import annotations\n", "")
-    for name, text in {**FILES, "recipes/demo/train/train.py": script}.items():
+    for name, text in {**FILES, "recipes/demo/train/train.py": stage_of_trainer(HEAD)}.items():
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)

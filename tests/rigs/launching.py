@@ -17,7 +17,7 @@ from tests.e2e.conftest import Project, make_project
 from tests.e2e.crash import until_committed
 from tests.e2e.s3 import FAKE_CREDENTIALS, Gate, serve
 from tests.mlflow_runs import in_mlflow
-from tests.rig import TRAINER, until
+from tests.rig import stage_of_trainer, until
 from tests.rigs.aws.rig import AwsRig
 from tests.rigs.skyhome import SkyHome
 
@@ -72,21 +72,21 @@ class Launches:
 
     def follow(self, run_id: str) -> None:
         """Follow the run's log until a checkpoint is committed."""
-        reader = self.project.start("runs", "logs", "-f", run_id)
-        try:
-            until_committed(reader)
-        finally:
-            reader.kill()
-            reader.communicate()
+        self._follow(run_id, until_committed)
 
     def follow_into_training(self, run_id: str) -> None:
         """Follow the log of a `PACED` run until it trains."""
+
+        def trains(reader: subprocess.Popen[str]) -> None:
+            assert reader.stdout
+            assert any("rank 0 starts" in line for line in reader.stdout), "it never trained"
+
+        self._follow(run_id, trains)
+
+    def _follow(self, run_id: str, so_far: Callable[[subprocess.Popen[str]], object]) -> None:
         reader = self.project.start("runs", "logs", "-f", run_id)
         try:
-            assert reader.stdout
-            assert any("ms/step" in line or "rank 0 starts" in line for line in reader.stdout), (
-                "it never trained"
-            )
+            so_far(reader)
         finally:
             reader.kill()
             reader.communicate()
@@ -96,8 +96,12 @@ class Launches:
         # Its journal comes first: `runs show` imports SkyPilot, asks a node, and takes a core from the run.
         words = (sys.executable, "-c", AWAIT_END, run_id, str(seconds))
         subprocess.run(words, env=self.project.environment(), cwd=self.project.root, check=True)
-        until(lambda: self.show(run_id)["status"] in ENDS, 180, every=5)
-        return self.show(run_id)
+
+        def ended() -> dict[str, Any] | None:
+            shown = self.show(run_id)
+            return shown if shown["status"] in ENDS else None
+
+        return dict(until(ended, 180, every=5))
 
     def model(self, run_id: str, name: str = "tiny-pretrain-model") -> dict[str, Any]:
         """What the run published, read back from the store: its metadata and who made it. MLflow shows the
@@ -180,8 +184,7 @@ def rig_project(root: Path, **env: str) -> Project:
     project = make_project(root, **env)
     folder = root / "recipes" / "demo" / "train"
     (folder / "config").mkdir(parents=True)
-    trainer = TRAINER.read_text().replace("from __future__ import annotations\n", "")
-    (folder / "train.py").write_text(HEAD + trainer)
+    (folder / "train.py").write_text(stage_of_trainer(HEAD))
     (folder / "config" / "default.yaml").write_text("{steps: 600, sleep: 0.1, save: 20}\n")
     return project
 

@@ -14,14 +14,13 @@ import shutil
 import signal
 import sys
 import threading
-import traceback
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from launcher.artifacts import checkpoints, registry
 from launcher.artifacts.store import Store, open_store
 from launcher.artifacts.uri import ArtifactRef
-from tests.moments import die_before_effect, in_child
+from tests.moments import die_before_effect, ended, in_child, start_child
 
 CONTENT = {"a.bin": b"a" * 1000, "sub/b.bin": b"b" * 2000, "sub/c.bin": b""}
 
@@ -175,18 +174,8 @@ def race(url: str, endpoint: str | None, folder: Path) -> int:
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(one, range(4)))
 
-    children = []
-    for _ in range(5):
-        pid = os.fork()
-        if pid == 0:
-            try:
-                publish_four()
-            except BaseException:
-                traceback.print_exc()
-                os._exit(1)
-            os._exit(0)
-        children.append(pid)
-    assert [os.waitpid(pid, 0)[1] for pid in children] == [0] * 5
+    children = [start_child(publish_four) for _ in range(5)]
+    assert [ended(pid) for pid in children] == [0] * 5
     store = open_store(url, endpoint)
     versions = registry.versions(store, "thing")
     assert versions == list(range(1, 21)), versions
