@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -183,7 +184,7 @@ def load(name: str, folder: Path) -> Profile:
 def _path_of(name: str, folders: Sequence[Path], where: str | None) -> Path:
     """The first of ``folders`` is the one that a relative path counts from."""
     if "/" in name or name.endswith((".yaml", ".yml")):
-        path = (folders[0] / name if where else Path(name)).resolve()
+        path = Path(os.path.realpath(folders[0] / name if where else name))
         if path.is_file():
             return path
         raise UserError(f"no cluster profile at {path}", where=where)

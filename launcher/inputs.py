@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -66,7 +67,7 @@ def wanted(spec: Runspec, values: Mapping[str, Any], root: Path) -> dict[str, In
             continue
         text = str(text)
         if is_path_ref(text):
-            path = (root / Path(text.removeprefix("file://")).expanduser()).resolve()
+            path = Path(os.path.realpath(root / Path(text.removeprefix("file://")).expanduser()))
             if not path.exists():
                 raise Refused(f"run.{name}: there is no file or folder {path}", where=str(spec.script_path))
             result[name] = Input(name, text, path=str(path))

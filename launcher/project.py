@@ -58,7 +58,7 @@ def find(start: Path | None = None, recipes: Path | None = None) -> Project:
     named = recipes or os.environ.get("NEMO_SKY_RECIPES")
     if not named:
         return found
-    folder = Path(named).expanduser().resolve()
+    folder = Path(os.path.realpath(Path(named).expanduser()))
     if not folder.is_dir():
         raise UserError(f"--recipes {folder}: there is no such folder")
     return replace(found, recipes=_stage_folders(folder, found.root))
@@ -73,7 +73,7 @@ def _stage_folders(folder: Path, root: Path) -> tuple[Path, ...]:
 
 
 def _find(start: Path | None) -> Project:
-    start = (start or Path.cwd()).resolve()
+    start = Path(os.path.realpath(start or Path.cwd()))
     if not start.is_dir():
         raise UserError(f"--project {start}: there is no such directory")
     for folder in (start, *start.parents):
@@ -128,7 +128,7 @@ def _store_root(root: Path, value: str) -> str:
         value = urlsplit(value).path
     elif scheme:
         raise UserError(f"artifacts: {value!r} is neither a folder nor s3://bucket/prefix")
-    return str((root / Path(value).expanduser()).resolve())
+    return os.path.realpath(root / Path(value).expanduser())
 
 
 def _tracking_uri(root: Path, value: str) -> str:
@@ -140,7 +140,7 @@ def _tracking_uri(root: Path, value: str) -> str:
         )
     if parts.scheme == "sqlite":
         path = Path(value.removeprefix("sqlite:///")).expanduser()
-        return f"sqlite:///{(root / path).resolve()}"
+        return f"sqlite:///{os.path.realpath(root / path)}"
     if parts.scheme in ("http", "https", "databricks", "postgresql", "mysql", "mssql"):
         return value
     raise UserError(

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher import project
+from launcher import clusters, project
+from launcher.artifacts.store import open_store
 from launcher.errors import UserError
 
 
@@ -42,6 +43,21 @@ def test_settings_and_their_overrides(tmp_path: Path, monkeypatch: pytest.Monkey
     assert (found.artifacts, found.tracking) == ("s3://bucket/team", "http://mlflow:5000")
     monkeypatch.setenv("NEMO_SKY_ARTIFACTS", "elsewhere")
     assert project.read(tmp_path).artifacts == str(tmp_path / "elsewhere")
+
+
+def test_links_in_a_circle_are_no_traceback(tmp_path: Path) -> None:
+    make(tmp_path, "artifacts: circle\n")
+    circle = tmp_path / "circle"
+    circle.symlink_to(circle)
+    assert project.read(tmp_path).artifacts == str(circle)
+    with pytest.raises(UserError, match="no such directory"):
+        project.find(circle)
+    with pytest.raises(UserError, match="no such folder"):
+        project.find(tmp_path, recipes=circle)
+    with pytest.raises(UserError, match="no cluster profile"):
+        clusters.load(f"{circle}.yaml", tmp_path)
+    with pytest.raises(UserError, match="cannot"):
+        open_store(str(circle)).check()
 
 
 @pytest.mark.parametrize(
