@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -217,6 +217,8 @@ def follow(plan: Plan, run: runs.Run, project: Project, store: Store, say: Say, 
         say("  stopped; the same command resumes it at its last checkpoint")
         raise
     state = see_end(run, project, store, say)
+    if state.active:
+        raise Refused(f"{run.run_id} goes on, but its log does not", hint=come_back(run.run_id))
     if state.status == "BUDGET_REACHED":
         raise BudgetReached(
             f"{plan.name} reached its budget: {state.reason or 'no reason was given'}",
@@ -257,11 +259,14 @@ def see_off(run_id: str, project: Project, store: Store, say: Say) -> None:
 
 
 def see_end(run: runs.Run, project: Project, store: Store, say: Say) -> State:
-    """A run has ended: ``finish`` it and show it in MLflow. Returns how it ended."""
+    """A run has ended: ``finish`` it and show it in MLflow. Returns how it ended; that it is active says that
+    it has not."""
     from launcher import history
 
     # The nodes first: neither they nor the money wait for a tracker that cannot be reached.
     state, receipt = finish(run, project, store)
+    if state.active:
+        return state
     if receipt:
         say(f"  {receipt}")
     if trouble := history.track(project, run):
@@ -271,12 +276,14 @@ def see_end(run: runs.Run, project: Project, store: Store, say: Say) -> State:
 
 def finish(run: runs.Run, project: Project, store: Store) -> tuple[State, str | None]:
     """A run has ended: release its nodes and settle its money. Returns how it ended, and its receipt in a
-    line. May be repeated."""
+    line. May be repeated. Nodes of a run that is active after all are left alone."""
     from launcher import backends
 
     folder = runs.directory(project.runs, run.run_id)
     backend = backends.get(run.backend)
     state = backend.status(folder)
+    if state.active:
+        return state, None
     backend.down(folder)
     return state, booking.settle(store, run, state)
 
@@ -329,9 +336,22 @@ def begin_or_resume(plan: Plan, request: Request, project: Project, say: Say) ->
             )
         if state.status != "SUCCEEDED":
             say(f"  resuming {run.run_id}, which was {state.status.lower()}")
-            return run
+            return _moved(run, state, plan, project)
     assert plan.fingerprint is not None, "inputs are pinned before a run begins"
     return new_run(plan, request, project)
+
+
+def _moved(run: runs.Run, state: State, plan: Plan, project: Project) -> runs.Run:
+    """The run as it goes on where the plan is, which need not be where it was: that holds nothing any more.
+    Raises Refused when its place cannot be asked: what it holds there would be nobody's."""
+    from launcher import backends
+
+    folder = runs.directory(project.runs, run.run_id)
+    backends.get(run.backend).down(folder)
+    if run.backend != plan.profile.backend:
+        # The other would take what a killed process of the one left for a state of its own.
+        runs.write_text(folder / "state.json", replace(state, pid=None, pid_start=None).to_json())
+    return replace(run, cluster=plan.profile.name, backend=plan.profile.backend, nodes=plan.nodes)
 
 
 def new_run(plan: Plan, request: Request, project: Project) -> runs.Run:

@@ -102,6 +102,10 @@ class Backend(Protocol):
         """Stop a run and return when nothing of it is left. It may save for ``grace_s`` seconds first."""
         ...
 
+    def together(self, run_dir: Path) -> list[str]:
+        """The other runs that end when this one is cancelled: the stages of one pipeline."""
+        ...
+
     def status(self, run_dir: Path) -> State:
         """What became of the run."""
         ...

@@ -107,6 +107,11 @@ def cancel(run_dir: Path, grace_s: float | None = None) -> None:
     local.cancel(run_dir, grace_s)
 
 
+def together(run_dir: Path) -> list[str]:
+    """A run ends alone here."""
+    return []
+
+
 def down(run_dir: Path) -> None:
     """A run that has ended holds nothing here."""
 

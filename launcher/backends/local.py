@@ -148,6 +148,11 @@ def _is_starting(run_dir: Path) -> bool:
     return False
 
 
+def together(run_dir: Path) -> list[str]:
+    """A run ends alone here."""
+    return []
+
+
 def down(run_dir: Path) -> None:
     """A run that has ended holds nothing here; see ``base.Backend``."""
 

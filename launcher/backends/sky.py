@@ -11,22 +11,16 @@ import contextlib
 import json
 import tempfile
 import time
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 from launcher import runs
-from launcher.agent import rendezvous
-from launcher.agent.ends import BUDGET_REACHED, CANCELLED, DEADLINE_REACHED, INTERRUPTED
-from launcher.backends import sky_calls, sky_logs, sky_shell
+from launcher.agent.ends import BUDGET_REACHED, CANCELLED, DEADLINE_REACHED
+from launcher.backends import sky_calls, sky_journal, sky_logs, sky_shell
 from launcher.backends.base import ACTIVE, State
-from launcher.errors import Refused, UserError
-
-if TYPE_CHECKING:
-    from launcher.artifacts.store import Store
-    from launcher.lineage.journal import Event
+from launcher.errors import Refused
 
 OUTLIVES_LAUNCHER = True
 POLL_S = 1.0
@@ -34,7 +28,6 @@ GONE_S = 120.0  # a request that was posted is in SkyPilot's lists by then
 SAVE_S = 180.0  # a cancelled run has two minutes to save (agent/stop.py) and one to commit
 TAIL = 40
 OUTAGE_S = 900.0  # SkyPilot may be away so long before who follows a run is sent away too
-_AGAIN = 200  # lines remembered, so that a log taken up again is not shown twice
 _UNDER_WAY = ("PENDING", "WAITING", "RUNNING")  # of a request
 # How an attempt ends at a cap, in its journal and as a status. To SkyPilot it failed.
 CAPS = {BUDGET_REACHED: "BUDGET_REACHED", DEADLINE_REACHED: "DEADLINE_REACHED"}
@@ -82,7 +75,9 @@ def submit_pipeline(name: str, stages: Sequence[tuple[Path, Mapping[str, Any], M
 
 def _launch(stages: Sequence[tuple[Path, Ticket, Mapping[str, Any], Mapping[str, str]]]) -> None:
     """Post one request for all ``stages``. Should this process die meanwhile, or the answer not come, the
-    tickets are there already, and ``_state`` finds the request by its name."""
+    tickets are there already, and ``_state`` finds the request by its name. A refusal changes nothing."""
+    paths = [run_dir / name for run_dir, *_ in stages for name in ("sky.json", "state.json")]
+    before = {path: path.read_bytes() for path in paths if path.exists()}
     for run_dir, ticket, *_ in stages:
         (run_dir / "state.json").unlink(missing_ok=True)
         _save(run_dir, ticket)
@@ -92,8 +87,11 @@ def _launch(stages: Sequence[tuple[Path, Ticket, Mapping[str, Any], Mapping[str,
     except sky_calls.Unanswered:
         return
     except Refused:
-        for run_dir, *_ in stages:
-            (run_dir / "sky.json").unlink()
+        for path in paths:
+            if path in before:
+                runs.write_text(path, before[path])
+            else:
+                path.unlink(missing_ok=True)
         raise
     for run_dir, ticket, *_ in stages:
         _save(run_dir, replace(ticket, request=request))
@@ -120,20 +118,16 @@ def follow(run_dir: Path, *, from_start: bool = True, wait: bool = True) -> Iter
     if wait and launching and ticket.request:
         with contextlib.suppress(Refused):  # why it failed is the run's status
             job = yield from sky_logs.launch_log(ticket.request, ticket.job, ticket.managed)
-    shown: deque[str] = deque(maxlen=_AGAIN)
+    shown: list[int] = []
     away: float | None = None  # since when SkyPilot does not answer
     with tempfile.TemporaryFile("w+", encoding="utf-8") as said:
         while True:
-            fresh = not shown
-            skipping, whole = not fresh, False
-            tail = 0 if from_start or not fresh else 1
+            fresh, whole = not shown, False
             with contextlib.suppress(Refused):
-                for line in _log(ticket, job, wait=wait, tail=tail):
-                    skipping = skipping and line in shown
-                    if not skipping:
-                        shown.append(line)
-                        said.write(f"{line}\n")
-                        yield line
+                lines = _log(ticket, job, wait=wait, tail=0 if from_start else 1)
+                for line in sky_logs.unseen(lines, shown) if from_start else lines:
+                    said.write(f"{line}\n")
+                    yield line
                 whole = from_start and fresh
             job = None  # a recovery may have given it another cluster
             if not wait:
@@ -160,8 +154,10 @@ def cancel(run_dir: Path, grace_s: float | None = None) -> None:
     name = run_dir.name
     if ticket.request:
         sky_calls.withdraw(ticket.request)
-    if state.status == "RUNNING":
-        _let_it_save(run_dir, ticket, SAVE_S if grace_s is None else grace_s)
+    for stage in (run_dir, *(run_dir.parent / other for other in together(run_dir))):
+        if (state if stage == run_dir else status(stage)).status == "RUNNING":
+            seconds = SAVE_S if grace_s is None else grace_s
+            sky_journal.let_it_save(stage, ticket.submitted_at, seconds)
     if ticket.managed:
         sky_calls.cancel_managed(ticket.job)
         while (state := status(run_dir)).active:
@@ -175,27 +171,21 @@ def cancel(run_dir: Path, grace_s: float | None = None) -> None:
     sky_calls.down(name)
 
 
-def _let_it_save(run_dir: Path, ticket: Ticket, seconds: float) -> None:
-    """Ask the running attempt, through the store, to save and to end, and wait for that. SkyPilot would kill
-    it: on Slurm at once, elsewhere after 30 s (skylet/subprocess_daemon.py)."""
-    deadline = time.monotonic() + seconds
-    asked = False
-    while (last := _journal_last(run_dir)) and last[2]["ts"] > ticket.submitted_at:
-        store, number, event = last
-        if event["type"] == "attempt_ended" or time.monotonic() > deadline:
-            return
-        if not asked:
-            with contextlib.suppress(UserError):
-                rendezvous.Attempt(store, run_dir.name, number).stop(CANCELLED, INTERRUPTED, "cancelled")
-            asked = True
-        time.sleep(POLL_S)
+def together(run_dir: Path) -> list[str]:
+    """The other stages of its pipeline, in order; see ``base.Backend``. They are one job."""
+    ticket = _ticket(run_dir)
+    found = [(path.parent.name, _ticket(path.parent)) for path in run_dir.parent.glob("*/sky.json")]
+    mine = ticket.job if ticket and ticket.job != run_dir.name else None
+    stages = sorted((other.task, name) for name, other in found if other and other.job == mine)
+    return [name for _, name in stages if name != run_dir.name]
 
 
 def down(run_dir: Path) -> None:
     """Release what the run holds. A cluster goes away with all that is on it; a managed job frees its own."""
     ticket = _known(run_dir)
     if ticket is not None and not ticket.managed:
-        status(run_dir)  # its log is fetched while there is a node to ask
+        with contextlib.suppress(Refused):
+            status(run_dir)  # its log is fetched while there is a node to ask
         sky_calls.down(run_dir.name)
 
 
@@ -236,11 +226,12 @@ def _state(run_dir: Path, said: IO[str] | None) -> State:
     if asked and asked.status in _UNDER_WAY and (job is None or not job.status):
         return State("SETUP", place=job.place if job else {}, links=sky_calls.links(ticket.job, job))
     if job is None or job.status is None:
-        return _without_a_job(run_dir, ticket, job)
+        broken_off = asked is not None and asked.status != "SUCCEEDED"
+        return _without_a_job(run_dir, ticket, job, broken_off)
     state = State(
         job.status,
         reason=job.reason,
-        preemptions=job.recoveries,
+        preemptions=_preemptions(run_dir, ticket, job),
         place=job.place,
         price_per_hour=job.price_per_hour,
         links=sky_calls.links(ticket.job, job),
@@ -248,17 +239,27 @@ def _state(run_dir: Path, said: IO[str] | None) -> State:
     return state if state.active else _finish(run_dir, ticket, state, job, said)
 
 
-def _without_a_job(run_dir: Path, ticket: Ticket, cluster: sky_calls.Job | None) -> State:
+def _preemptions(run_dir: Path, ticket: Ticket, job: sky_calls.Job) -> int:
+    if not job.recoveries:  # nothing is read for it
+        return 0
+    return sky_journal.preemptions(run_dir, ticket.submitted_at, job.recoveries, job.status in ACTIVE)
+
+
+def _without_a_job(run_dir: Path, ticket: Ticket, cluster: sky_calls.Job | None, broken_off: bool) -> State:
     """SkyPilot has no job of this name: it is not there yet, or its nodes are gone, or its launch broke off
-    when the API server did, and ``cluster`` is what is left of it."""
+    when the API server did. ``cluster`` is what is left of it, or one whose nodes do not answer SkyPilot now:
+    they may train all the same, and say so in the store."""
     if ticket.request is None and time.time() - ticket.submitted_at < GONE_S:
         return State("PENDING", reason="SkyPilot has not said yet whether it took it")
-    if (end := _journal_end(run_dir)) and end["ts"] > ticket.submitted_at:
+    if cluster and not broken_off and (why := sky_journal.goes_on(run_dir, ticket.submitted_at)):
+        return State("RUNNING", reason=why, place=cluster.place, price_per_hour=cluster.price_per_hour)
+    if end := sky_journal.end_of(run_dir, ticket.submitted_at):
         known = {"succeeded": "SUCCEEDED", "failed": "FAILED", **_NO_FAILURES}
         state = State(known.get(end["status"], "INTERRUPTED"), reason=end.get("reason") or None)
         return _finish(run_dir, ticket, state)
     if cluster:
-        why = f"its launch broke off, and it may hold nodes: `nemo-sky down {run_dir.name}` releases them"
+        why = "its launch broke off" if broken_off else "its nodes answer nobody"
+        why = f"{why}, and it may hold nodes: `nemo-sky down {run_dir.name}` releases them"
         return State("LOST", reason=why, place=cluster.place, price_per_hour=cluster.price_per_hour)
     return State("LOST", reason="its nodes are gone: preempted, brought down, or their time was up")
 
@@ -281,8 +282,8 @@ def _finish(
             lines = list(_log(ticket, job, wait=False, tail=0))
     if lines or not log.exists():
         runs.write_text(log, "".join(f"{line}\n" for line in lines))
-    end = _journal_end(run_dir) if state.status == "FAILED" else None
-    if end and end["ts"] > ticket.submitted_at and end["status"] in _NO_FAILURES:
+    end = sky_journal.end_of(run_dir, ticket.submitted_at) if state.status == "FAILED" else None
+    if end and end["status"] in _NO_FAILURES:
         state = replace(state, status=_NO_FAILURES[end["status"]], reason=end.get("reason"))
     elif state.status == "FAILED":  # unless our strategy did not recover it
         why = state.reason or ""
@@ -291,30 +292,6 @@ def _finish(
     ended = replace(state, tail=tuple(lines[-TAIL:]))
     runs.write_text(run_dir / "state.json", ended.to_json())
     return ended
-
-
-def _journal_end(run_dir: Path) -> Event | None:
-    """The last attempt's end as the agent recorded it in the store; None when there is none."""
-    last = _journal_last(run_dir)
-    return last[2] if last and last[2]["type"] == "attempt_ended" else None
-
-
-def _journal_last(run_dir: Path) -> tuple[Store, int, Event] | None:
-    """The store, the last attempt's number and its last event; None when no attempt has begun."""
-    import yaml
-
-    from launcher.artifacts.store import open_store
-    from launcher.lineage import sync
-
-    try:
-        job = yaml.safe_load((run_dir / "job" / "job.yaml").read_text())
-        store = open_store(job["artifacts"], job["s3_endpoint"])
-        attempts = sync.attempts(store, run_dir.name)
-    except (OSError, UserError):
-        return None
-    if not attempts or not attempts[-1]:
-        return None
-    return store, int(attempts[-1][0].get("attempt", 0)), attempts[-1][-1]
 
 
 def _job(ticket: Ticket) -> sky_calls.Job | None:

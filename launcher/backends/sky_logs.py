@@ -6,7 +6,7 @@ import io
 import queue
 import re
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 
 from launcher.backends.sky_calls import ANSI, Job, calls, said
 from launcher.errors import Refused
@@ -57,6 +57,19 @@ def plain_line(line: str) -> str | None:
         return None if text.startswith(("├──", "└──", "Streaming", "⚙", "✓", "Tip:", "📋")) else text
     rest = line[found.end() :]
     return f"[node {found['rank']}] {rest}" if found["rank"] is not None else rest
+
+
+def unseen(lines: Iterable[str], shown: list[int]) -> Iterator[str]:
+    """The lines of a log, read from its beginning, that were not given before. ``shown`` holds the hashes of
+    those that were, and is kept up to date. Another log, as after a recovery, is given from where it differs.
+    """
+    for number, line in enumerate(lines):
+        if number < len(shown):
+            if shown[number] == hash(line):
+                continue
+            del shown[number:]
+        shown.append(hash(line))
+        yield line
 
 
 class _Lines(io.TextIOBase):

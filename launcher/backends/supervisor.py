@@ -66,7 +66,10 @@ class Recorder:
         earlier = read_state(run_dir)
         pid = os.getpid()
         attempts = earlier.attempts if earlier else ()
-        attempt = Attempt(len(attempts) + 1, _now(), "PENDING", (None,) * node_count)
+        # A run that was elsewhere meanwhile has logs of attempts that its state knows nothing of any more.
+        logged = [int(path.name.partition("-")[2]) for path in (run_dir / "logs").glob("attempt-*")]
+        number = max([len(attempts), *logged]) + 1
+        attempt = Attempt(number, _now(), "PENDING", (None,) * node_count)
         self.run_dir = run_dir
         self.state = State("PENDING", pid, process_start(pid), (*attempts, attempt))
         self._write()

@@ -97,8 +97,9 @@ def logs(
 def cancel(
     context: typer.Context, run: RunArgument, project: ProjectOption = None, json: JsonOption = False
 ) -> None:
-    """Stop a run. It saves a checkpoint first if it can; launching it again resumes there."""
-    from launcher import runs
+    """Stop a run, and with a stage of a pipeline all of it. What trains saves a checkpoint first if it can;
+    launching it again resumes there."""
+    from launcher import backends, runs
 
     known: Context = context.obj
     known.no_script_args()
@@ -109,6 +110,8 @@ def cancel(
         print_json({"run_id": record.run_id, "status": after.status})
     elif before.active:
         print(f"{record.run_id} is {after.status.lower()}")
+        if others := backends.get(record.backend).together(runs.directory(found.runs, record.run_id)):
+            print(f"with it ends what was left of its pipeline: {', '.join(others)}")
     else:
         print(f"{record.run_id} was {after.status.lower()} already")
 

@@ -237,6 +237,8 @@ def _act(here: Drive, trial: Trial) -> None:
         backend.cancel(folder)
         state = backend.status(folder)
     state, _ = flow.finish(run, here.project, here.store)
+    if state.active:  # after all: it is looked at again
+        return
     here.live = [item for item in here.live if item.number != trial.number]
     history.track(here.project, run)  # what it cannot show now, `runs show` brings up to date
     if state.status == "SUCCEEDED":

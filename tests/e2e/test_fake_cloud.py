@@ -8,7 +8,7 @@ import signal
 import pytest
 
 from tests.e2e.conftest import Project, make_project
-from tests.e2e.crash import until_committed
+from tests.e2e.crash import kill_all, until_committed
 from tests.e2e.test_resume import last_model
 
 WORDS = (
@@ -37,6 +37,29 @@ def test_preempted_twice_on_spot(project: Project) -> None:
     assert last_model(project, done)["final_loss"] == pytest.approx(whole["final_loss"], abs=1e-4)
     shown = json.loads(project.run("runs", "list", "--json").stdout)[0]
     assert (shown["preemptions"], shown["attempts"], shown["place"]) == (2, 3, "fake/fake-2/fake-2a")
+
+
+def test_a_run_goes_on_in_another_place(project: Project) -> None:
+    """Its fingerprint says nothing of the place: what one left is taken up where the next launch says."""
+    words = (*WORDS, "train.seed=11")
+    launcher = project.start("launch", *words, "--cloud", "local")
+    until_committed(launcher)
+    kill_all(project, launcher)
+    lost = json.loads(project.run("runs", "list", "--json").stdout)[0]
+    assert (lost["status"], lost["cluster"]) == ("LOST", "local")
+
+    unlucky = Project(project.root, {**project.env, "NEMO_SKY_FAKE": "preempt@committed checkpoint"})
+    stopped = unlucky.run("launch", *words, "--cloud", "fake", code=1)
+    assert "as a job on its own cluster" in stopped.stderr
+    lost = json.loads(project.run("runs", "list", "--json").stdout)[0]
+    assert (lost["status"], lost["cluster"], lost["place"]) == ("LOST", "fake", "fake/fake-1/fake-1a")
+
+    project.run("launch", *words, "--cloud", "local")
+    shown = json.loads(project.run("runs", "show", lost["run_id"], "--json").stdout)
+    assert (shown["status"], shown["cluster"]) == ("SUCCEEDED", "local")
+    first, second, third = shown["attempt_list"]
+    assert second["restored_from"] == first["checkpoints"][-1]
+    assert third["restored_from"] == second["checkpoints"][-1]
 
 
 def test_too_many_preemptions_end_the_run(project: Project) -> None:

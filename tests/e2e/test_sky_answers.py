@@ -129,6 +129,17 @@ def test_a_launch_that_the_server_refuses_leaves_nothing(tmp_path: Path) -> None
     assert "400 Client Error" in refused["refused"]
 
 
+def test_a_refusal_changes_nothing_of_an_earlier_launch(tmp_path: Path) -> None:
+    run_dir = tmp_path / "tiny-run"
+    before = {"sky.json": asdict(sky.Ticket(False, "r0", 1.0, "tiny-run")), "state.json": {"attempts": []}}
+    before["state.json"] |= {"status": "CANCELLED", "tail": ["its last words"]}
+    for name, content in before.items():
+        runs.write_text(run_dir / name, json.dumps(content))
+    with api_server(answer=400) as (address, _):
+        assert "400 Client Error" in submit(tmp_path, address, "managed")["refused"]
+    assert {name: json.loads((run_dir / name).read_text()) for name in before} == before
+
+
 def test_a_place_that_does_not_answer_hides_no_run_of_another(tmp_path: Path) -> None:
     """One run is of an API server that is not SkyPilot's now; the other is of this machine and active."""
     project = make_project(tmp_path / "project", HOME=str(tmp_path))

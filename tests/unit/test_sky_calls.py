@@ -29,6 +29,18 @@ def test_lines_of_a_jobs_log(line: str, expected: str | None) -> None:
     assert sky_logs.plain_line(line) == expected
 
 
+@given(st.integers(1, 2000).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(0, n))))
+def test_a_log_taken_up_again_goes_on_where_it_broke_off(sizes: tuple[int, int, int]) -> None:
+    whole, first, second = sizes
+    log = [f"step {n // 3}" for n in range(whole)]
+    shown: list[int] = []
+    seen = [line for part in (first, second, whole) for line in sky_logs.unseen(log[:part], shown)]
+    assert seen == log
+    after = ["step 0", "restored", *log]
+    assert list(sky_logs.unseen(after, shown))[-whole:] == log, "what a recovery began is shown"
+    assert list(sky_logs.unseen(after, shown)) == []
+
+
 def test_calls_of_two_threads_leave_stdout_as_it_was(capsys: pytest.CaptureFixture[str]) -> None:
     """The first to begin is the first to end."""
     steps = [threading.Event() for _ in range(3)]
