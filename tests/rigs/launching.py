@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.e2e.conftest import Project, make_project
 from tests.e2e.crash import until_committed
@@ -91,11 +92,15 @@ class Launches:
             reader.kill()
             reader.communicate()
 
+    def await_end(self, run_id: str, seconds: float = 400) -> None:
+        """Wait until the agent of the run has written its end, without asking SkyPilot."""
+        words = (sys.executable, "-c", AWAIT_END, run_id, str(seconds))
+        subprocess.run(words, env=self.project.environment(), cwd=self.project.root, check=True)
+
     def finish(self, run_id: str, seconds: float = 400) -> dict[str, Any]:
         """Wait for the run's end without following it; what `runs show` says then."""
         # Its journal comes first: `runs show` imports SkyPilot, asks a node, and takes a core from the run.
-        words = (sys.executable, "-c", AWAIT_END, run_id, str(seconds))
-        subprocess.run(words, env=self.project.environment(), cwd=self.project.root, check=True)
+        self.await_end(run_id, seconds)
 
         def ended() -> dict[str, Any] | None:
             shown = self.show(run_id)
@@ -143,6 +148,13 @@ else:
     sys.exit(f"{sys.argv[1]} has not ended: {last}")
 """
 ENDS = ("SUCCEEDED", "FAILED", "CANCELLED", "INTERRUPTED", "BUDGET_REACHED", "DEADLINE_REACHED", "LOST")
+
+
+def with_profile(on: Launches, name: str, **keys: Any) -> Launches:
+    """The same launches by a profile of this ``name`` that says more."""
+    profile = on.project.root / f"{name}.yaml"
+    profile.write_text(yaml.safe_dump({"extends": str(on.profile), **keys}))
+    return Launches(on.project, profile)
 
 
 def eventually(condition: Callable[[], Any], seconds: float) -> Any:
@@ -193,6 +205,4 @@ def capped(project: Project, profile: Path, money: str) -> Launches:
     """Launches with leases as short as ``money`` says, by a profile under which a save takes no time."""
     with (project.root / "nemo-sky.yaml").open("a") as file:
         file.write(money)
-    short = project.root / "short.yaml"
-    short.write_text(f"extends: {profile}\nenv: {{NEMO_SKY_GRACE_S: 10}}\n")
-    return Launches(project, short)
+    return with_profile(Launches(project, profile), "short", env={"NEMO_SKY_GRACE_S": 10})

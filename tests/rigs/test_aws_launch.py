@@ -9,7 +9,17 @@ from collections.abc import Iterator
 import pytest
 
 from tests.rigs.aws.rig import AwsRig
-from tests.rigs.launching import LONG, PACED, REACHED_S, SHORT, Launches, aws_project, eventually, paced_loss
+from tests.rigs.launching import (
+    LONG,
+    PACED,
+    REACHED_S,
+    SHORT,
+    Launches,
+    aws_project,
+    eventually,
+    paced_loss,
+    with_profile,
+)
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +73,15 @@ def test_followed_and_cancelled(on: Launches, aws: AwsRig) -> None:
     (attempt,) = shown["attempt_list"]
     assert (shown["status"], attempt["status"]) == ("CANCELLED", "cancelled")
     assert attempt["checkpoints"], "there was none before it was cancelled"
+
+
+def test_left_alone_it_gives_its_instance_back(on: Launches, aws: AwsRig) -> None:
+    """Detached, and nobody asks for it again: SkyPilot's own skylet takes the cluster down."""
+    idle = with_profile(on, "idle", idle_minutes=1)
+    run_id = idle.detach(*PACED, "steps=20", "--on-demand", "--force")
+    on.await_end(run_id)
+    assert eventually(lambda: not aws.instances(), 240), "the instance outlived its minute"
+    assert on.show(run_id)["status"] == "SUCCEEDED"
 
 
 def test_spot_two_instances(on: Launches, aws: AwsRig) -> None:

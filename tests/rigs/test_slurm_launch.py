@@ -13,7 +13,17 @@ import pytest
 
 from tests.e2e.conftest import make_project
 from tests.e2e.s3 import Gate
-from tests.rigs.launching import LONG, PACED, REACHED_S, SHORT, Launches, eventually, launching, paced_loss
+from tests.rigs.launching import (
+    LONG,
+    PACED,
+    REACHED_S,
+    SHORT,
+    Launches,
+    eventually,
+    launching,
+    paced_loss,
+    with_profile,
+)
 from tests.rigs.slurm import SlurmRig
 
 
@@ -104,16 +114,14 @@ def test_cancelled_and_launched_again(on: Launches) -> None:
     assert second["restored_from"] == first["checkpoints"][-1] > 0
 
 
-def with_options(on: Launches, options: str) -> Launches:
+def with_options(on: Launches, **options: str) -> Launches:
     """The same launches, with sbatch options in their profile."""
-    profile = on.project.root / "options.yaml"
-    profile.write_text(f"extends: {on.profile}\nconfig: {{slurm: {{sbatch_options: {options}}}}}\n")
-    return Launches(on.project, profile)
+    return with_profile(on, "options", config={"slurm": {"sbatch_options": options}})
 
 
 def test_a_shell_on_its_node_and_a_cancel_that_saves(on: Launches, slurm: SlurmRig) -> None:
-    options = "{comment: fake-project, time: '2:00:00'}"
-    run_id = with_options(on, options).detach(*PACED, "steps=100000", "save=100000", "--force")
+    options = with_options(on, comment="fake-project", time="2:00:00")
+    run_id = options.detach(*PACED, "steps=100000", "save=100000", "--force")
     on.follow_into_training(run_id)
     assert slurm.squeue("%k|%l") == ["fake-project|2:00:00"]
     said = on.project.run("runs", "ssh", run_id, "--", "echo on $SLURM_JOB_PARTITION $(whoami)").stdout
@@ -124,8 +132,31 @@ def test_a_shell_on_its_node_and_a_cancel_that_saves(on: Launches, slurm: SlurmR
 
 
 def test_what_slurm_refuses_is_said(on: Launches) -> None:
-    refused = with_options(on, "{qos: none-such, licenses: none-such}").launch(*PACED, "--force", code=1)
-    assert "Failed to acquire resources" in refused["said"]
+    options = with_options(on, qos="none-such", licenses="none-such")
+    assert "Failed to acquire resources" in options.launch(*PACED, "--force", code=1)["said"]
+
+
+def test_left_alone_it_gives_its_nodes_back(on: Launches, slurm: SlurmRig) -> None:
+    """Detached, and nobody asks for it again: SkyPilot's own skylet takes the cluster down."""
+    run_id = with_profile(on, "idle", idle_minutes=1).detach(*PACED, "steps=20", "--force")
+    on.await_end(run_id)
+    assert eventually(lambda: not slurm.squeue(), 240), "the allocation outlived its minute"
+    assert on.show(run_id)["status"] == "SUCCEEDED"
+
+
+def test_a_managed_job_whose_api_server_is_killed(gated: tuple[Launches, Gate], slurm: SlurmRig) -> None:
+    """Its controller dies with the server, and watches it again when the server is back."""
+    on, gate = gated
+    gate.hold(step=300)
+    run_id = on.detach(*PACED, "steps=900", "save=100", "--managed", "--force")
+    assert gate.reached.wait(REACHED_S)
+    kill_api_server(slurm)
+    gate.hold()
+    shown = on.finish(run_id)
+    assert (shown["status"], shown["preemptions"], len(shown["attempt_list"])) == ("SUCCEEDED", 0, 1)
+    assert on.model(run_id, "demo-model")["metadata"]["final_loss"] == pytest.approx(
+        paced_loss(900), abs=1e-9
+    )
 
 
 def test_a_managed_job_whose_allocation_is_cancelled(
