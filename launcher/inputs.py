@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launcher.artifacts.uri import is_path_ref, parse_ref
 from launcher.errors import Refused, UserError
+from launcher.provenance import files_digest
 from launcher.runspec import Runspec
 
 if TYPE_CHECKING:
@@ -35,15 +37,18 @@ class Input:
         """The artifact's name, None for a folder."""
         return artifact_name(self.ref)
 
-    @property
+    @cached_property
     def digest(self) -> str:
-        """What stands for the content in a fingerprint."""
-        return self.manifest.digest if self.manifest else self.path or self.ref
+        """What stands for the content in a fingerprint. A folder would have to be read for it: of that its
+        path, and what ``provenance.files_digest`` first found there."""
+        if self.path:
+            return f"{self.path} {files_digest(Path(self.path))}"
+        return self.manifest.digest if self.manifest else self.ref
 
     def job_entry(self) -> dict[str, str]:
         """How job.yaml names it to the agent."""
         if self.path:
-            return {"path": self.path}
+            return {"path": self.path, "digest": self.digest}
         if self.coming:
             return {"ref": self.ref, "run": self.coming}
         return {"ref": self.manifest.uri if self.manifest else self.ref}
@@ -100,7 +105,7 @@ def pin(
     pinned = {}
     for name, item in inputs.items():
         if item.path:
-            pinned[name] = item
+            pinned[name] = replace(item)  # an earlier stage may have changed what is in it
             continue
         ref = parse_ref(item.ref)
         newest = ref.version is None and ref.alias in (None, "latest")

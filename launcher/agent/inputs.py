@@ -21,11 +21,13 @@ from launcher.lineage import fingerprint
 
 @dataclass(frozen=True)
 class Input:
-    """One input: the pinned version of an artifact, or a folder of this node."""
+    """One input: the pinned version of an artifact, or a folder of this node and the ``digest`` that the
+    launcher's fingerprint has for it."""
 
     name: str
     manifest: Manifest | None = None
     path: Path | None = None
+    digest: str | None = None
 
     @property
     def uri(self) -> str:
@@ -58,7 +60,7 @@ def resolve(job: Job, store: Store) -> list[Input]:
                     f"input {name}: there is no file or folder {path} on this node",
                     hint="`nemo-sky artifacts import` puts it where every node can get it",
                 )
-            found.append(Input(name, path=path))
+            found.append(Input(name, path=path, digest=entry.get("digest")))
         elif "run" in entry:
             found.append(Input(name, _made_before(store, entry["ref"], entry["run"])))
         else:
@@ -79,7 +81,9 @@ def provenance(job: Job, inputs: list[Input]) -> dict[str, Any]:
     inputs are made; it is what the launcher reckons for them later."""
     if job.provenance.get("fingerprint") or job.recipe_fingerprint is None:
         return dict(job.provenance)
-    digests = {item.name: item.manifest.digest if item.manifest else str(item.path) for item in inputs}
+    digests = {
+        item.name: item.manifest.digest if item.manifest else item.digest or str(item.path) for item in inputs
+    }
     return {**job.provenance, "fingerprint": fingerprint.of(job.recipe_fingerprint, digests)}
 
 

@@ -41,8 +41,9 @@ class Terms:
 class Job:
     """``job.yaml``, and ``train.yaml`` as ``config``.
 
-    ``inputs`` maps a name to ``{"ref": "art://..."}`` or ``{"path": "/folder"}``. ``price_per_hour`` is in
-    dollars for all nodes, None when unknown. ``keep`` is how many checkpoints stay, None for all.
+    ``inputs`` maps a name to ``{"ref": "art://..."}`` or ``{"path": "/folder", "digest": ...}``.
+    ``price_per_hour`` is in dollars for all nodes, None when unknown. ``keep`` is how many checkpoints stay,
+    None for all.
     ``checkpoint_every`` is seconds, ``auto``, or None for what the recipe says; ``between_preemptions`` are
     the seconds that nodes are expected to last, None where they stay.
     ``submission`` names the launch, which may suffer so many ``preemptions`` (None: any number).

@@ -117,7 +117,7 @@ def test_a_folder_may_stand_in_for_an_artifact(place: project.Project) -> None:
     chain(place.root)
     (place.root / "mine").mkdir()
     (draft,) = planned(place, ask("c-train", overrides=("run.data=./mine",)))
-    assert draft.job["inputs"] == {"data": {"path": str(place.root / "mine")}}
+    assert draft.job["inputs"]["data"]["path"] == str(place.root / "mine")
     assert draft.fingerprint, "nothing is left to pin"
 
 
@@ -174,6 +174,46 @@ def test_a_source_folder_counts_by_its_content(place: project.Project) -> None:
     assert fingerprint(place, "x", overrides=("source=texts",)) == before
     (folder / "b.txt").write_text("two")
     assert fingerprint(place, "x", overrides=("source=texts",)) != before
+
+
+def test_an_input_folder_counts_by_names_sizes_and_times(place: project.Project) -> None:
+    """Behind a link too: data is often put together of links to where it lies."""
+    chain(place.root)
+    elsewhere, folder = place.root / "elsewhere", place.root / "mine"
+    (elsewhere / "deep").mkdir(parents=True)
+    (elsewhere / "deep" / "a.bin").write_text("one")
+    folder.mkdir()
+    (folder / "train").symlink_to(elsewhere)
+    (elsewhere / "back").symlink_to(folder)  # in a circle
+
+    def now() -> str:
+        return fingerprint(place, "c-train", overrides=("run.data=./mine",))
+
+    seen = [now()]
+    assert now() == seen[0]
+    os.utime(elsewhere / "deep" / "a.bin", ns=(1, 1))
+    seen.append(now())
+    (elsewhere / "deep" / "a.bin").write_text("three")
+    os.utime(elsewhere / "deep" / "a.bin", ns=(1, 1))
+    seen.append(now())
+    (elsewhere / "deep" / "a.bin").rename(elsewhere / "b.bin")
+    seen.append(now())
+    (folder / "one.bin").write_bytes(b"")
+    os.rename(folder / "one.bin", os.fsencode(folder) + b"/\xff.bin")
+    seen.append(now())
+    assert len(set(seen)) == 5
+
+
+def test_an_input_folder_is_looked_at_anew_when_its_stage_begins(place: project.Project) -> None:
+    chain(place.root)
+    (place.root / "mine").mkdir()
+    request = ask("c-train", overrides=("run.data=./mine",))
+    (draft,) = planned(place, request)
+    (place.root / "mine" / "a.bin").write_text("what an earlier stage of the same launch has written")
+    (later,) = planned(place, request)
+    store = open_store(place.artifacts)
+    assert plan.pin(draft, request, place, store, {}).fingerprint == later.fingerprint
+    assert draft.fingerprint != later.fingerprint
 
 
 def test_a_broken_recipe_is_refused_by_its_line(place: project.Project) -> None:
@@ -237,10 +277,11 @@ def test_mock_data_needs_no_artifact() -> None:
 def test_a_stage_of_a_pipeline_gets_the_fingerprint_that_a_later_launch_looks_for(
     place: project.Project, tmp_path: Path
 ) -> None:
-    chain(place.root)
-    (draft,) = planned(place, ask("c-train"))
+    add_stage(place.root, "f/train", "f-model", data="art://f-data", raw="./raw")
+    (place.root / "raw").mkdir()
+    (draft,) = planned(place, ask("train"))
     store = open_store(place.artifacts)
-    early = plan.pin(draft, ask("c-train"), place, store, {}, {"f-data": "the-run-before"})
+    early = plan.pin(draft, ask("train"), place, store, {}, {"f-data": "the-run-before"})
     assert early.fingerprint is None
     assert early.inputs["data"].manifest is None
     folder = tmp_path / "job"
@@ -267,6 +308,6 @@ def test_a_stage_of_a_pipeline_gets_the_fingerprint_that_a_later_launch_looks_fo
     )
     publish(place, "f-data", "newer still")
     found = agent_inputs.resolve(job, store)
-    assert [item.manifest and item.manifest.uri for item in found] == [mine.uri]
-    later = plan.pin(draft, ask("c-train"), place, store, {"f-data": mine})
+    assert [item.uri for item in found] == [mine.uri, f"file://{place.root}/raw"]
+    later = plan.pin(draft, ask("train"), place, store, {"f-data": mine})
     assert agent_inputs.provenance(job, found)["fingerprint"] == later.fingerprint
