@@ -6,6 +6,7 @@ success nor a failure.
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -107,9 +108,12 @@ def of_place(profile: clusters.Profile) -> Iterator[Finding]:
 
 
 def of_inputs(plan: Plan, awaited: Collection[str], project: Project, store: Store) -> Iterator[Finding]:
-    """Whether the stage's artifacts are there, but for those that an earlier stage of a launch will make."""
+    """Whether the stage's artifacts are there, but for those that an earlier stage of a launch will make; of
+    folders that the nodes do not see speaks ``of_plan``."""
     for name, item in plan.inputs.items():
         check = f"{name} for {plan.name}"
+        if item.path and not _sees_folders(plan):
+            continue
         if name in awaited:
             yield Finding(check, True, f"{item.ref} is made before it")
             continue
@@ -122,13 +126,15 @@ def of_inputs(plan: Plan, awaited: Collection[str], project: Project, store: Sto
 
 
 def of_plan(plan: Plan, project: Project, secrets_file: Path | None = None) -> Iterator[Finding]:
-    """What one stage needs of its place: secrets, image, memory of its GPUs, disk for its checkpoints.
+    """What one stage needs of its place: a store and inputs that it can reach, secrets, image, memory of its
+    GPUs, disk for its checkpoints.
 
     That the parallelism divides the GPUs is checked where the plan is made.
     """
     if plan.profile.backend != "sky":
         return
     yield shared_store(plan, project)
+    yield from folders(plan)
     hidden: dict[str, str] = {}
     yield _tried(
         "secrets",
@@ -144,7 +150,7 @@ def of_plan(plan: Plan, project: Project, secrets_file: Path | None = None) -> I
 
 def shared_store(plan: Plan, project: Project) -> Finding:
     """Whether the nodes reach the store that this machine reads."""
-    if project.artifacts.startswith("s3://") or plan.profile.shared_filesystem:
+    if project.artifacts.startswith("s3://") or _sees_folders(plan):
         return Finding("shared store", True, project.artifacts)
     return Finding(
         "shared store",
@@ -153,6 +159,27 @@ def shared_store(plan: Plan, project: Project) -> Finding:
         "set artifacts: s3://BUCKET/PREFIX in nemo-sky.yaml or NEMO_SKY_ARTIFACTS; a cluster that sees the "
         "same folders says shared_filesystem: true in its profile",
     )
+
+
+def folders(plan: Plan) -> Iterator[Finding]:
+    """The inputs that are folders of this machine where the nodes do not see them: nothing copies them, and
+    the agent would end on nodes that are paid for."""
+    if _sees_folders(plan):
+        return
+    for name, item in plan.inputs.items():
+        if item.path:
+            yield Finding(
+                f"{name} for {plan.name}",
+                False,
+                f"{plan.profile.name} cannot reach {item.path}, which is of this machine",
+                f"`nemo-sky artifacts import {shlex.quote(item.path)} --name NAME --type TYPE` puts it into "
+                f"the store, and run.{name}=art://NAME takes it from there; a cluster that sees the same "
+                "folders says shared_filesystem: true in its profile",
+            )
+
+
+def _sees_folders(plan: Plan) -> bool:
+    return plan.profile.backend != "sky" or plan.profile.shared_filesystem
 
 
 def image_of(name: str, hidden: Mapping[str, str]) -> Finding:

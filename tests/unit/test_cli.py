@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -274,6 +275,28 @@ def test_the_doctor_looks_for_a_stages_inputs(run: Run, project: Path) -> None:
     assert "data for demo/train: art://demo-data is made before it\n" in both.out
     (project / "some").mkdir()
     assert run("doctor", "demo", "train", "run.data=./some", "--cloud", "local").code == 0
+
+
+def test_a_folder_of_this_machine_is_no_input_of_a_cloud(
+    run: Run, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the refusal says to do instead is what works."""
+    folder = project / "some texts"
+    folder.mkdir()
+    (folder / "a.txt").write_text("a")
+    words = ("demo", "train", "run.data=./some texts")
+    with monkeypatch.context() as patch:
+        patch.setenv("NEMO_SKY_ARTIFACTS", "s3://nobody-has-this/at-all")
+        refused = run("launch", *words, "--cloud", "aws", "--ignore-estimates")
+    assert refused.code == 3
+    assert f"data for demo/train: aws cannot reach {folder}" in refused.err
+    assert not (project / ".nemo-sky").exists()
+    command, reference = re.findall(r"`nemo-sky (.*?)`.* (run\.data=\S+) ", refused.err)[0]
+    mended = [{"NAME": "texts", "TYPE": "model"}.get(word, word) for word in shlex.split(command)]
+    imported = run(*mended, "--meta", "step=0")
+    assert imported.code == 0, imported.err
+    taken = run("launch", "demo", "train", reference.replace("NAME", "texts"), "--cloud", "aws", "--dry-run")
+    assert (taken.code, "refused" in taken.err) == (0, False), taken.err
 
 
 def test_the_doctor_refuses_what_it_would_ignore(run: Run) -> None:

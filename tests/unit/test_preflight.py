@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from base64 import b64encode
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
@@ -155,6 +156,14 @@ def test_force_does_not_help_against_what_is_known() -> None:
     assert found.ok is False
     with pytest.raises(Refused, match="cannot reach"):
         preflight.require([found], goes_on=True)
+
+
+def test_a_folder_is_an_input_where_the_nodes_see_it(tmp_path: Path) -> None:
+    (found,) = preflight.folders(planned(f"run.data={tmp_path}"))
+    assert (found.ok, found.forceable) == (False, False)
+    draft = planned(f"run.data={tmp_path}")
+    shared = replace(draft, profile=replace(draft.profile, shared_filesystem=True))
+    assert list(preflight.folders(shared)) == list(preflight.folders(planned())) == []
 
 
 def test_checkpoints_need_their_room() -> None:
