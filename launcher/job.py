@@ -89,10 +89,8 @@ def write(
 def gpus_of(submitted: task.Task) -> dict[str, str | None]:
     """``{"gpus": "H100:8"}`` of each node, None without; nothing where one of several types will do, for then
     nobody knows here which it will be."""
-    want = want_of(submitted)[0]
-    if len(want.gpus) > 1:
-        return {}
-    return {"gpus": f"{want.gpus[0]}:{want.count}" if want.count else None}
+    kinds = {f"{kind}:{want.count}" for want in want_of(submitted) for kind in want.gpus}
+    return {} if len(kinds) > 1 else {"gpus": next(iter(kinds), None)}
 
 
 def checkpoints_of(

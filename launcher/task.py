@@ -18,7 +18,7 @@ from launcher import clusters, image
 from launcher.clusters import Profile
 from launcher.cookbook import Source
 from launcher.errors import UserError
-from launcher.money.want import split_infra
+from launcher.money.want import alternatives, split_infra
 from launcher.runspec import Runspec
 
 # What the agent imports on a node, beside the standard library.
@@ -147,7 +147,9 @@ def _resources(spec: Runspec, profile: Profile, shape: Shape, source: Source | N
     if spec.sky.spot is not False and profile.spot:
         resources["use_spot"] = True
     elif spec.sky.spot is not False and profile.spot_first:
-        resources["ordered"] = [{"use_spot": True}, {"use_spot": False}]
+        markets = [{"use_spot": True}, {"use_spot": False}]
+        base, ways = alternatives({**resources, "ordered": markets})
+        resources = {**base, "ordered": ways}
     if container := container_of(spec, profile):
         if container.startswith(("/", "~", ".")):
             raise UserError(

@@ -9,7 +9,7 @@ from launcher.clusters import Profile
 from launcher.errors import Refused
 from launcher.money import places, prices
 from launcher.money.account import MICROS
-from launcher.money.want import Market, Want, want_of
+from launcher.money.want import Market, Want, alternatives, want_of
 
 if TYPE_CHECKING:
     from launcher.task import Task
@@ -27,11 +27,13 @@ def to_price(profile: Profile, task: Task, limit: int | None, root: Path | None 
         return task
     if (profile.infra or "").split("/")[0].lower() in places.OWN:
         return task
-    resources = dict(task["resources"])
-    ways = resources.pop("any_of", None) or resources.pop("ordered", None) or [{}]
+    resources, ways = alternatives(task["resources"])
+    # A list of accelerators is SkyPilot's way to say which of them it shall try first.
+    in_order = "ordered" in task["resources"] or ("any_of" not in task["resources"] and len(ways) > 1)
+    wants = want_of({**task, "resources": {**resources, "ordered": ways}})
     kept: list[dict[str, Any]] = []
     left_out = False
-    for way, want in zip(ways, want_of(task), strict=True):
+    for way, want in zip(ways, wants, strict=True):
         dearest = _dearest(want, root)
         allowed = {infra: cost for infra, cost in dearest.items() if cost is not None and cost <= limit}
         left_out = left_out or len(allowed) < len(dearest)
@@ -39,13 +41,12 @@ def to_price(profile: Profile, task: Task, limit: int | None, root: Path | None 
     if not kept:
         return task
     told = {}
-    if resources.get("accelerators"):  # on spot it would choose other nodes without GPUs for it
+    if any(want.count for want in wants):  # on spot it would choose other nodes without GPUs for it
         told["max_hourly_cost"] = -(-limit // int(task.get("num_nodes") or 1)) / MICROS
     if not left_out:
         return {**task, "resources": {**task["resources"], **told}}
     resources.pop("infra", None)
-    key = "ordered" if "ordered" in task["resources"] else "any_of"
-    return {**task, "resources": {**resources, **told, key: kept}}
+    return {**task, "resources": {**resources, **told, "ordered" if in_order else "any_of": kept}}
 
 
 def what_is_left(task: Task) -> str | None:
@@ -54,8 +55,10 @@ def what_is_left(task: Task) -> str | None:
     ways = [way for way in resources.get("any_of") or resources.get("ordered") or () if "infra" in way]
     if not ways:
         return None
-    spot = sum(bool(way.get("use_spot", resources.get("use_spot"))) for way in ways)
-    counts = ((spot, "on spot"), (len(ways) - spot, "on-demand"))
+    # Once, however many types of GPU a region has.
+    regions = {(way["infra"], bool(way.get("use_spot", resources.get("use_spot")))) for way in ways}
+    spot = sum(is_spot for _, is_spot in regions)
+    counts = ((spot, "on spot"), (len(regions) - spot, "on-demand"))
     return " and ".join(f"{n} region{'s' if n > 1 else ''} {market}" for n, market in counts if n)
 
 

@@ -78,7 +78,9 @@ def quote(
     Raises Refused, saying what is known without prices, when there is no catalog to look in.
     """
     wants = want_of(task, gpu_gb=gpu_gb)
-    want = replace(wants[0], markets=MARKETS if wants[0].count or "spot" in markets else ("on-demand",))
+    kinds = tuple(dict.fromkeys(kind for one in wants for kind in one.gpus))
+    both = MARKETS if kinds or "spot" in markets else ("on-demand",)
+    want = replace(wants[0], gpus=kinds, markets=both)
     gpus = f"{' or '.join(want.gpus)}:{want.count}" if want.count else "no GPUs"
     found: list[Offer] = []
     left_out: dict[str, str] = {}

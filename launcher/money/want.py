@@ -61,6 +61,23 @@ def want_of(task: Mapping[str, Any], *, gpu_gb: int | None = None) -> list[Want]
     return wants
 
 
+def alternatives(resources: Mapping[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What all ways to have a task's ``resources`` share, and each way's own, in the order in which they
+    will do: one for every entry of ``any_of`` or ``ordered``, and in it for every type of several
+    accelerators. A task with nothing to choose has one way, which is empty.
+
+    For SkyPilot 0.14.1 refuses a list of accelerators beside either (``Resources.from_yaml_config``).
+    """
+    base = dict(resources)
+    ways = base.pop("any_of", None) or base.pop("ordered", None) or [{}]
+    kinds = base.get("accelerators")
+    if kinds is None or isinstance(kinds, str) or len(kinds) < 2:
+        return base, [dict(way) for way in ways]
+    del base["accelerators"]
+    texts = [f"{kind}:{count or 1}" for kind, count in kinds.items()] if isinstance(kinds, Mapping) else kinds
+    return base, [{"accelerators": kind, **way} for way in ways for kind in texts]
+
+
 def split_infra(text: str | None) -> tuple[str | None, str | None, str | None]:
     """Cloud, region and zone of SkyPilot's ``cloud/region/zone``; None for what is missing or ``*``."""
     parts = [None if part in ("", "*") else part for part in (text or "").split("/", 2)]

@@ -15,6 +15,11 @@ import pytest
 ROOT = Path(__file__).parents[2]
 CATALOGS = ROOT / "tests" / "fixtures" / "catalogs" / "v8"
 CAPPED = "any --max-hourly 100"  # some regions of some clouds
+OF_SEVERAL = {
+    "several spot-first": ("--spot-first",),
+    "several capped": ("--max-hourly", "120"),
+    "several both": ("--spot-first", "--max-hourly", "120"),
+}
 PLACES = ("any", "aws", "azure", "gcp", "kubernetes", "lambda", "nebius", "runpod", "slurm", CAPPED)
 # Without catalogs in its HOME SkyPilot would download them. What it asks clusters is answered here: of
 # Kubernetes there is none at hand, and Slurm has Pyxis.
@@ -34,6 +39,7 @@ for path in sys.argv[1:]:
     asked = resources.to_yaml_config()
     asked["config"] = resources.cluster_config_overrides
     found[path].append(asked)
+    found[path].append([[one.use_spot, *one.accelerators, one.max_hourly_cost] for one in task.resources])
 print(json.dumps(found))
 """
 # All that a profile can ask of a place, and how SkyPilot reads it.
@@ -56,6 +62,11 @@ AS_SKYPILOT_HAS_IT = {
     "priority": 7,
     "autostop": {"idle_minutes": 3, "down": True},
 }
+# SkyPilot takes no list of them beside markets or regions.
+SEVERAL = """\
+extends: any
+accelerator: [H200, H100]
+"""
 ON_SLURM = """\
 extends: slurm
 config: {slurm: {sbatch_options: {qos: high, account: fake, time: "24:00:00"}}}
@@ -69,9 +80,12 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     env = {**os.environ, "NEMO_SKY_ARTIFACTS": str(folder / "store"), "HOME": str(folder)}
     env["NEMO_SKY_CATALOGS"] = str(CATALOGS)
     places = {place: ("--cloud", *place.split()) for place in PLACES}
-    for name, text in (("on-aws", ON_AWS), ("on-slurm", ON_SLURM)):
-        (profile := tmp_path_factory.mktemp("profiles") / f"{name}.yaml").write_text(text)
-        places[name] = ("--cluster", str(profile))
+    profiles = tmp_path_factory.mktemp("profiles")
+    for name, text in (("on-aws", ON_AWS), ("on-slurm", ON_SLURM), ("several", SEVERAL)):
+        (profiles / f"{name}.yaml").write_text(text)
+        places[name] = ("--cluster", str(profiles / f"{name}.yaml"))
+    for name, flags in OF_SEVERAL.items():
+        places[name] = (*places["several"], *flags)
     files = {}
     for place, words in places.items():
         done = subprocess.run(
@@ -96,7 +110,8 @@ def read(printed: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> 
     shutil.copytree(CATALOGS, catalogs)
     (catalogs / "common").mkdir()
     clouds = [path.parent.name for path in catalogs.glob("*/vms.csv")]
-    rows = f'AcceleratorName,Clouds\nH100,"{[*clouds, "kubernetes", "slurm"]!r}"\n'
+    here = f'"{[*clouds, "kubernetes", "slurm"]!r}"'
+    rows = f"AcceleratorName,Clouds\nH100,{here}\nH200,{here}\n"
     (catalogs / "common" / "accelerators.csv").write_text(rows)
     done = subprocess.run(
         [sys.executable, "-c", VALIDATE, *map(str, printed.values())],
@@ -111,12 +126,24 @@ def read(printed: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> 
 
 def test_skypilot_accepts_the_task_for_every_place(read: dict[str, list[Any]]) -> None:
     for place in PLACES:
-        cloud, nodes, accelerators, regions, _ = read[place]
+        cloud, nodes, accelerators, regions, *_ = read[place]
         if place == CAPPED:
             assert regions > 5
         else:
             assert (cloud.lower(), regions) == ("none" if place == "any" else place, 1)
         assert (nodes, accelerators) == (2, {"H100": 8})
+
+
+def test_skypilot_accepts_several_types_of_gpu_in_every_market_and_region(read: dict[str, list[Any]]) -> None:
+    assert [kind for _, kind, _ in read["several"][5]] == ["H200", "H100"]
+    both = [[True, "H200", None], [True, "H100", None], [False, "H200", None], [False, "H100", None]]
+    assert read["several spot-first"][5] == both
+    for name in ("several capped", "several both"):
+        ways = read[name][5]
+        assert {limit for *_, limit in ways} == {60}
+        assert {kind for _, kind, _ in ways} == {"H200", "H100"}
+        assert ways == sorted(ways, key=lambda way: (not way[0], way[1] != "H200"))
+        assert {spot for spot, *_ in ways} == ({False} if name == "several capped" else {True, False})
 
 
 def test_what_a_profile_asks_of_a_place_reaches_skypilot(read: dict[str, list[Any]]) -> None:

@@ -20,6 +20,7 @@ from launcher.money.estimate import Past, Work
 from launcher.money.expect import Limits
 from launcher.money.gate import Expected
 from launcher.money.ledger import open_ledger
+from launcher.money.want import alternatives
 from tests.unit.earlier_runs import ended
 from tests.unit.test_quote import CATALOGS, NANO3
 
@@ -94,6 +95,17 @@ def test_spot_alone_may_be_too_late_and_spot_first_is_not() -> None:
     assert both
     assert both.in_time
     assert both.hours <= 12
+
+
+def test_each_of_several_types_of_gpu_may_do_it_however_the_task_lists_them() -> None:
+    kinds = ["A100-80GB:8", "H100:8"]
+    markets = [{"use_spot": True}, {"use_spot": False}]
+    base, ways = alternatives({"accelerators": kinds, "infra": "aws", "ordered": markets})
+    work = estimate.work_of(NANO3)
+    expanded = expect.expected(AWS, {"num_nodes": 2, "resources": {**base, "ordered": ways}}, work, NO_LIMITS)
+    alone = [seen(work, accelerators=kind, any_of=markets).ways for kind in kinds]
+    assert all(alone)
+    assert sorted(map(repr, expanded.ways)) == sorted(repr(way) for of_one in alone for way in of_one)
 
 
 @settings(max_examples=12)

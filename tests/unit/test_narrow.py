@@ -19,7 +19,9 @@ PROFILES = Path(__file__).parents[2] / "clusters"
 def narrowed(profile: str, dollars: float | None, nodes: int = 2, **resources: Any) -> dict[str, Any]:
     place = clusters.load(profile, PROFILES)
     infra = {"infra": place.infra} if place.infra else {}
-    task = {"num_nodes": nodes, "resources": {**infra, "accelerators": "H100:8", **resources}}
+    wanted = {"accelerators": "H100:8", **resources}
+    wanted = {key: value for key, value in wanted.items() if value is not None}
+    task = {"num_nodes": nodes, "resources": {**infra, **wanted}}
     return narrow.to_price(place, task, None if dollars is None else round(dollars * MICROS), CATALOGS)
 
 
@@ -79,3 +81,34 @@ def test_spot_first_keeps_its_order_and_each_market_its_own_regions() -> None:
     spot = sum(way["use_spot"] for way in found)
     assert narrow.what_is_left(task) == f"{spot} regions on spot and {len(found) - spot} regions on-demand"
     assert narrow.what_is_left(narrowed("aws", None, ordered=ways)) is None
+
+
+def test_of_several_types_of_gpu_each_keeps_its_regions_and_all_keep_their_order() -> None:
+    kinds = ["H100:8", "A100-80GB:8"]
+    found = narrowed("any", 60, accelerators=kinds)["resources"]
+    assert "accelerators" not in found, "SkyPilot refuses a list beside the regions"
+    assert "any_of" not in found, "the first type is tried first"
+    for kind in kinds:
+        mine = [way["infra"] for way in found["ordered"] if way["accelerators"] == kind]
+        alone = narrowed("any", 60, accelerators=kind)["resources"]["any_of"]
+        assert mine == [way["infra"] for way in alone]
+    listed = [way["accelerators"] for way in found["ordered"]]
+    assert listed == sorted(listed, key=kinds.index)
+    assert narrowed("lambda", 10_000, accelerators=kinds)["resources"]["accelerators"] == kinds
+    assert narrowed("any", 1, accelerators=kinds) == narrowed("any", None, accelerators=kinds)
+
+
+def test_of_several_types_of_gpu_no_region_that_is_left_is_dearer_on_any_market() -> None:
+    ways = [
+        {"accelerators": kind, "use_spot": spot} for spot in (True, False) for kind in ("H100:8", "H200:8")
+    ]
+    task = narrowed("aws", 140, accelerators=None, ordered=ways)
+    found = task["resources"]["ordered"]
+    assert dearest(task) <= 140
+    assert task["resources"]["max_hourly_cost"] == 70
+    marks = [(not way["use_spot"], way["accelerators"] != "H100:8") for way in found]
+    assert marks == sorted(marks)
+    spot = {way["infra"] for way in found if way["use_spot"]}
+    others = {way["infra"] for way in found if not way["use_spot"]}
+    assert len(found) > len(spot) + len(others), "some have both types"
+    assert narrow.what_is_left(task) == f"{len(spot)} regions on spot and {len(others)} regions on-demand"

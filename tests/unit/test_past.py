@@ -17,6 +17,7 @@ from launcher.artifacts.store import FileStore, Store, StoreError, open_store, s
 from launcher.cli.main import main
 from launcher.money import catalogs, past
 from launcher.money.estimate import Past
+from launcher.money.want import alternatives
 from tests.unit.earlier_runs import ended
 from tests.unit.test_quote import CATALOGS, NANO3, ROOT
 
@@ -109,6 +110,9 @@ def test_the_journal_says_the_gpus_where_the_launch_knows_them(
     accelerators: Any, said: dict[str, Any]
 ) -> None:
     assert job.gpus_of({"resources": {"accelerators": accelerators} if accelerators else {}}) == said
+    markets = [{"use_spot": True}, {"use_spot": False}]
+    base, ways = alternatives({"accelerators": accelerators, "ordered": markets})
+    assert job.gpus_of({"resources": {**base, "ordered": ways}}) == said
 
 
 # The command.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,27 @@ def test_skypilot_accepts_every_profile(tmp_path: Path, profile: str, launch: st
     if gpus and profile != "local":
         (resources,) = loaded.resources
         assert resources.accelerators == {"H100": gpus}
+
+
+@pytest.mark.parametrize("profile", [name for name in PROFILES if name not in ("local", "fake")])
+def test_skypilot_accepts_several_types_of_gpu_and_tries_each_on_spot_first(
+    tmp_path: Path, profile: str
+) -> None:
+    import sky
+
+    place = clusters.load(profile, ROOT / "clusters")
+    several = replace(place, accelerator=("A100-80GB", "H100"), spot_first=True)
+    given: Any = {"script": "s", "job_dir": "j", "artifacts": "a"}
+    built = task.build(spec_of(tmp_path), several, recovery={"strategy": "FAILOVER"}, **given)
+    loaded = sky.Task.from_yaml_config(yaml.safe_load(task.dump(built)))
+    assert isinstance(loaded.resources, list), "in this order"
+    assert [(one.use_spot, *one.accelerators) for one in loaded.resources] == [
+        (True, "A100-80GB"),
+        (True, "H100"),
+        (False, "A100-80GB"),
+        (False, "H100"),
+    ]
+    assert {one.job_recovery["strategy"] for one in loaded.resources} == {"FAILOVER"}
 
 
 def test_the_flag_beats_the_profile_and_the_profile_the_recipe(tmp_path: Path) -> None:
