@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from launcher import inputs, job, pipeline, runs, secrets, strategy, task
 from launcher import preflight as checks
 from launcher.errors import BudgetReached, DeadlineReached, Refused, RunFailed, UserError
-from launcher.money import booking, narrow
+from launcher.money import able, booking, narrow
 from launcher.plan import Plan, Request, awaited, pin, plans, select
 from launcher.project import Project
 
@@ -81,6 +81,7 @@ def dry_run(request: Request, project: Project, say: Say) -> list[tuple[Plan, ta
         run_id = runs.new_id(plan.spec.family, plan.spec.stage)
         wanted = job.task_of(plan, project, run_id)
         try:
+            able.require(plan, wanted, goes_on=request.goes_on)
             booking.check(plan, request, project, wanted)
             for line in booking.foretell(plan, request, project, open_store(project), wanted):
                 say(f"{draft.name}: {line}")
@@ -104,8 +105,9 @@ def preflight(request: Request, project: Project, drafts: Sequence[Plan], store:
         raise UserError("--resume names a run of one stage; without it, `all` resumes what is unfinished")
     tasks: dict[str, task.Task] = {}
     for draft in drafts:
-        checks.require(checks.of_plan(draft, project, request.secrets), request.goes_on)
         submitted = tasks[draft.name] = job.task_of(draft, project, draft.name)
+        able.require(draft, submitted, goes_on=request.goes_on)
+        checks.require(checks.of_plan(draft, project, request.secrets), request.goes_on)
         booking.check(draft, request, project, submitted)
     checks.require(checks.quotas(tasks.values()), request.goes_on)
     checks.require(checks.of_project(project, store), request.goes_on)

@@ -18,7 +18,7 @@ from pathlib import Path
 from launcher import fit
 from launcher.clusters import Profile
 from launcher.errors import Refused, UserError
-from launcher.money import catalogs, places
+from launcher.money import able, catalogs, places
 from launcher.money.catalogs import DIGITS, Row
 from launcher.money.want import MARKETS, Market, Want, split_infra
 
@@ -108,7 +108,7 @@ def everywhere(want: Want, root: Path | None = None) -> tuple[list[Offer], dict[
     offers: list[Offer] = []
     left_out: dict[str, str] = {}
     for name in [cloud] if cloud else known:
-        if reason := _unable(name, want):
+        if reason := able.unable(name, want):
             left_out[name] = reason
             continue
         here = [
@@ -173,20 +173,6 @@ def _in_zone(offer: Offer, zone: str | None) -> bool:
     if offer.cloud == "aws" and zone.lower().rstrip("abcdef") == offer.region.lower():
         return True
     return (offer.zone or "").lower() == zone.lower()
-
-
-def _unable(cloud: str, want: Want) -> str | None:
-    if cloud not in places.LAUNCHABLE:
-        return "SkyPilot 0.14.1 does not launch there"
-    if want.nodes > 1 and cloud in places.ONE_NODE:
-        return "one node only"
-    if want.container and cloud in places.NO_CONTAINERS:
-        return "no container images"
-    if want.autodown and cloud in places.NO_AUTODOWN:
-        return "nodes that idle are not taken down"
-    if cloud in places.NO_SPOT and "on-demand" not in want.markets:
-        return "no spot market"
-    return None
 
 
 def _nothing(want: Want, region: str | None, zone: str | None) -> str:

@@ -98,6 +98,8 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         assert done.returncode == 0, done.stderr
         files[place] = folder / f"{place}.yaml"
         files[place].write_text(done.stdout)
+        refused = "nano3/pretrain: a launch would be refused: nano3/pretrain asks for 2 nodes on runpod"
+        assert (refused in done.stderr) == (place == "runpod"), done.stderr
     return files
 
 
