@@ -68,9 +68,10 @@ class Event:
 @dataclass(frozen=True)
 class Here:
     """The situation. ``spot`` ($/h of all nodes by zone) and ``on_demand`` (None: not allowed) are what may
-    be launched; ``place`` is where it runs, since ``since``, None for nowhere. ``work`` left in seconds, None
-    when nobody knows; ``spent`` and ``room`` (None without a cap) in dollars. ``others`` are what other runs
-    saw of these zones; ``prior`` gives what a plan is made from, and is asked only where one is made."""
+    be launched, at 0 for one's own and, without a cap, where nobody knows the price; ``place`` is where it
+    runs, since ``since``, None for nowhere. ``work`` left in seconds, None when nobody knows; ``spent`` and
+    ``room`` (None without a cap) in dollars. ``others`` are what other runs saw of these zones;
+    ``prior`` gives what a plan is made from, and is asked only where one is made."""
 
     spot: Mapping[str, float]
     on_demand: float | None
@@ -141,6 +142,8 @@ def choose(terms: Terms, here: Here, events: Sequence[Event], now: float) -> tup
     market, memory = offers(here.spot, events, now, patience, here.others, here.place)
     if terms.deadline is None or here.work is None or here.on_demand is None or not here.spot:
         decision, why = _simple(terms, here, market)
+    elif here.on_demand <= min(here.spot.values()):
+        decision, why = _no_dearer(terms, here, market, events)
     else:
         decision, why = _planned(terms, here, market, memory, now)
     if isinstance(decision, Stop) and here.place is not None:
@@ -162,6 +165,19 @@ def _simple(terms: Terms, here: Here, market: Sequence[Offer]) -> tuple[Decision
     if _pays(terms, here, ON_DEMAND):
         return Launch(ON_DEMAND), "no zone is known to have spot instances"
     return Wait(), "no zone that the budget pays for is known to have instances"
+
+
+def _no_dearer(
+    terms: Terms, here: Here, market: Sequence[Offer], events: Sequence[Event]
+) -> tuple[Decision, str]:
+    """On-demand costs no more than spot, as where a profile says one price for both, or the nodes are one's
+    own: then nothing is to be weighed, and it is not taken away."""
+    if here.place is not None:
+        return Keep(), "it runs"
+    last = next((event for event in reversed(events) if event.place == ON_DEMAND), None)
+    if last is not None and last.what == "refused":
+        return _simple(terms, here, market)
+    return Launch(ON_DEMAND), "on-demand costs no more than spot"
 
 
 def _planned(
@@ -206,15 +222,14 @@ def _pays(terms: Terms, here: Here, place: str) -> bool:
     price = here.on_demand if place == ON_DEMAND else here.spot.get(place)
     if price is None:
         return False
-    known = price if terms.price is None else terms.price
-    return here.room is None or first_cost(known, terms.lease) <= here.room
+    return here.room is None or first_cost(price, terms.lease) <= here.room
 
 
 def _too_little(terms: Terms, here: Here) -> str:
     prices = [*here.spot.values(), *([] if here.on_demand is None else [here.on_demand])]
     if not prices:
-        return "there is no place to launch it"
-    need = first_cost(min(prices) if terms.price is None else terms.price, terms.lease)
+        return "there is no place to launch it, or nobody knows what it costs there"
+    need = first_cost(min(prices), terms.lease)
     hours = terms.lease.first(0) / HOUR_MS
     return (
         f"${here.room or 0:.4f} is left, and a launch needs ${need:.4f}: "

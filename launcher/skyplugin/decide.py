@@ -1,8 +1,8 @@
 """One decision of the strategy, in a process of its own: ``python -m launcher.skyplugin.decide``.
 
     stdin    {terms, spot {zone: place}, on_demand place or null, nodes, event or null, running or null}
-             a place is {price, cloud, region, zone, gpu, count}, its price in $/h for all nodes; a node has
-             ``count`` GPUs, or none and ``gpu`` is the instance type
+             a place is {price, cloud, region, zone, gpu, count}, its price in $/h for all nodes, 0 where
+             nobody knows it; a node has ``count`` GPUs, or none and ``gpu`` is the instance type
              an event is {place, what}, and of a launch that was refused {was_up}: whether a node may have run
     stdout   {do: launch | keep | wait | stop, place, why, step}      step: newest committed checkpoint
 
@@ -29,11 +29,11 @@ from launcher.agent.ends import BUDGET_REACHED
 from launcher.artifacts import checkpoints
 from launcher.artifacts.deadline import within
 from launcher.artifacts.store import Store, StoreError, open_store
-from launcher.errors import UserError
+from launcher.errors import Refused, UserError
 from launcher.lineage import sync
 from launcher.money import account as accounts
 from launcher.money import availability, recovery, sightings
-from launcher.money.account import MICROS, About, Account, Entry, Short
+from launcher.money.account import MICROS, About, Account, Entry
 from launcher.money.lease import Lease
 from launcher.money.ledger import Ledger, account_name, open_ledger
 from launcher.money.policy import ON_DEMAND, Keep, Launch, Wait
@@ -63,9 +63,12 @@ def decide(asked: Mapping[str, Any], now: float) -> dict[str, Any]:
         held = ledger.read(name)
     left = held.left(terms.run)
     on_demand = asked["on_demand"]
+    # Under a cap unknown is not 0: where nobody knows the price, nothing is launched.
+    prices = {zone: _price(terms, place) for zone, place in asked["spot"].items()}
+    otherwise = _price(terms, on_demand) if on_demand else None
     here = Here(
-        spot={zone: place["price"] for zone, place in asked["spot"].items()},
-        on_demand=on_demand["price"] if on_demand else None,
+        spot={zone: price or 0.0 for zone, price in prices.items() if price is not None or left is None},
+        on_demand=0.0 if on_demand and otherwise is None and left is None else otherwise,
         place=running,
         since=max((event.at for event in events if event.what == "launched"), default=now),
         work=None if terms.work is None else max(terms.work - _done(store, terms.run), 0.0),
@@ -85,13 +88,20 @@ def decide(asked: Mapping[str, Any], now: float) -> dict[str, Any]:
         try:
             if running is None:
                 _reserve(ledger, name, terms, decision.place, place, asked, now)
-        except Short as short:
+        except StoreError:
+            raise
+        except Refused as short:
             return {"do": "stop", "place": None, "why": f"{BUDGET_REACHED}: {short.message}", "step": None}
         return {"do": "launch", "place": decision.place, "why": why, "step": _step(store, terms.run)}
     if isinstance(decision, (Keep, Wait)):
         word = type(decision).__name__.lower()
         return {"do": word, "place": None, "why": why, "step": _step(store, terms.run)}
     return {"do": "stop", "place": None, "why": f"{decision.reason}: {why}", "step": None}
+
+
+def _price(terms: Terms, place: Mapping[str, Any]) -> float | None:
+    """Dollars per hour of all nodes there: the profile's, else the catalog's; None where neither knows."""
+    return terms.price if terms.price is not None else place["price"] if place["price"] > 0 else None
 
 
 def _named(asked: Mapping[str, Any]) -> dict[str, str]:
@@ -178,14 +188,16 @@ def _reserve(
     asked: Mapping[str, Any],
     now: float,
 ) -> None:
-    """Reserve the launch's first lease. Raises Short."""
+    """Reserve the launch's first lease. Raises Refused when a cap does not pay it."""
     at = round(now * 1000)
-    on_demand = asked["on_demand"]
-    price = place["price"] if terms.price is None else terms.price
+    price = _price(terms, place)
+    # Of what a profile's price would be on-demand nobody knows; the catalog's is of other nodes.
+    on_demand = asked["on_demand"] if terms.price is None else None
+    otherwise = price if where == ON_DEMAND else _price(terms, on_demand) if on_demand else None
     entry = Entry(
         f"{terms.run}/{uuid.uuid4().hex[:8]}",
         terms.run,
-        round(price * MICROS),
+        _micros(price),
         at,
         terms.lease.first(at),
         nodes=asked["nodes"],
@@ -193,7 +205,7 @@ def _reserve(
         cloud=place["cloud"],
         region=place["region"],
         zone=place["zone"],
-        on_demand=round(on_demand["price"] * MICROS) if on_demand else None,
+        on_demand=_micros(otherwise),
     )
 
     def step(held: Account) -> Account:
@@ -201,6 +213,10 @@ def _reserve(
         return accounts.reserve(held, entry, about)
 
     ledger.change(name, step)
+
+
+def _micros(dollars: float | None) -> int | None:
+    return None if dollars is None else round(dollars * MICROS)
 
 
 def main() -> None:

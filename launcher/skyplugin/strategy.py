@@ -26,6 +26,7 @@ from sky.jobs import recovery_strategy, state
 from sky.utils import registry, resources_utils
 
 from launcher.agent.limits import FINAL
+from launcher.money import places
 from launcher.money.policy import ON_DEMAND
 from launcher.skyplugin.names import KEY, STRATEGY
 
@@ -188,9 +189,9 @@ class NemoSky(recovery_strategy.FailoverStrategyExecutor):  # type: ignore[misc]
         self, event: Mapping[str, Any] | None, running: str | None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         task = self.dag.tasks[0]
-        spot, on_demand = _places(task)
+        spot, on_demand = _places(task, self._terms.get("price") is not None)
         nodes = task.num_nodes
-        dearest = max(on_demand, key=lambda one: one.get_cost(3600), default=None)
+        dearest = max(on_demand, key=_price, default=None)
         asked = {
             "terms": dict(self._terms),
             "spot": {zone: _facts(one, nodes) for zone, one in spot.items()},
@@ -216,21 +217,35 @@ class NemoSky(recovery_strategy.FailoverStrategyExecutor):  # type: ignore[misc]
         return answer, known
 
 
-def _places(task: Any) -> tuple[dict[str, Any], list[Any]]:
-    """What SkyPilot could launch the task on: the cheapest spot resources by zone, and on-demand ones."""
+def _places(task: Any, priced: bool) -> tuple[dict[str, Any], list[Any]]:
+    """What SkyPilot could launch the task on: the cheapest spot resources by zone, and on-demand ones.
+
+    Where the catalog says no price, or the lowest bid of an auction, would be the cheapest of all: unless the
+    profile has ``priced`` them, such places are taken only when there are no others. One's own are no such.
+    """
+    launchable, *_ = optimizer._fill_in_launchable_resources(task, None, quiet=True)
+    every = [
+        one
+        for found in launchable.values()
+        for each in found
+        for one in resources_utils.make_launchables_for_valid_region_zones(each)
+    ]
+    sold = [one for one in every if priced or _price(one) or str(one.cloud).lower() in places.OWN]
     spot: dict[str, Any] = {}
     on_demand: list[Any] = []
-    launchable, *_ = optimizer._fill_in_launchable_resources(task, None, quiet=True)
-    for found in launchable.values():
-        for each in found:
-            for one in resources_utils.make_launchables_for_valid_region_zones(each):
-                if not one.use_spot:
-                    on_demand.append(one)
-                    continue
-                label = _label(one)
-                if label not in spot or one.get_cost(3600) < spot[label].get_cost(3600):
-                    spot[label] = one
+    for one in sold or every:
+        if not one.use_spot:
+            on_demand.append(one)
+            continue
+        label = _label(one)
+        if label not in spot or _price(one) < _price(spot[label]):
+            spot[label] = one
     return spot, on_demand
+
+
+def _price(resources: Any) -> float:
+    """Dollars per hour of one node by SkyPilot's catalog; 0 where that does not know what is paid."""
+    return 0.0 if str(resources.cloud).lower() in places.AUCTIONS else max(float(resources.get_cost(3600)), 0)
 
 
 def _label(resources: Any) -> str:
@@ -241,7 +256,7 @@ def _label(resources: Any) -> str:
 def _facts(resources: Any, nodes: int) -> dict[str, Any]:
     gpu, count = next(iter((resources.accelerators or {}).items()), (resources.instance_type, 0))
     return {
-        "price": float(resources.get_cost(3600)) * nodes,
+        "price": _price(resources) * nodes,
         "cloud": str(resources.cloud).lower(),
         "region": resources.region,
         "zone": resources.zone,

@@ -123,6 +123,59 @@ def test_a_launch_that_was_refused_costs_nothing_however_long_the_next_is_waited
     assert waited > 20
 
 
+KUBERNETES = {"price": 0.0, "zone": None, "cloud": "kubernetes", "region": "here"}
+
+
+def first_entry(root: Path, **asked: Any) -> accounts.Entry:
+    assert decide(question(root, **asked), NOW)["do"] == "launch"
+    (entry,) = open_ledger(open_store(str(root))).read(account_name("r", None)).of("r")
+    return entry
+
+
+@pytest.mark.parametrize("price", [None, 0.0])
+def test_of_what_has_no_price_nothing_is_launched_under_a_cap(tmp_path: Path, price: float | None) -> None:
+    with_budget(tmp_path, 4.0)
+    asked = question(tmp_path, spot={"here": KUBERNETES}, on_demand=KUBERNETES)
+    asked["terms"]["price"] = price
+    answer = decide(asked, NOW)
+    if price is None:
+        assert answer["do"] == "stop"
+        assert "nobody knows what it costs" in answer["why"]
+    else:
+        assert (answer["do"], answer["place"]) == ("launch", "here"), "the profile says that it is one's own"
+
+
+def test_a_cap_leaves_the_place_that_has_a_price(tmp_path: Path) -> None:
+    with_budget(tmp_path, 4.0)
+    spot = {"here": KUBERNETES, **question(tmp_path)["spot"]}
+    entry = first_entry(tmp_path, spot=spot)
+    assert (entry.zone, entry.price) == ("a1", 10 * MICROS)
+
+
+def test_what_nobody_knows_the_price_of_is_written_down_so(tmp_path: Path) -> None:
+    entry = first_entry(tmp_path, spot={"here": KUBERNETES}, on_demand=KUBERNETES)
+    assert (entry.cloud, entry.price, entry.on_demand) == ("kubernetes", None, None)
+
+
+def test_a_price_of_the_profile_is_charged_and_says_nothing_of_what_was_saved(tmp_path: Path) -> None:
+    on_demand = {"price": 40.0, "zone": None, "cloud": "aws", "region": "us-east-1"}
+    terms = {**question(tmp_path)["terms"], "price": 2.5}
+    entry = first_entry(tmp_path, terms=terms, on_demand=on_demand)
+    assert (entry.market, entry.price, entry.on_demand) == ("spot", 2_500_000, None)
+
+
+@pytest.mark.parametrize("price", [None, 0.0, 2.5])
+def test_one_s_own_nodes_with_a_deadline_are_decided_about(tmp_path: Path, price: float | None) -> None:
+    """Their price in SkyPilot's catalog is 0, of which no policy can be made; on-demand stays."""
+    terms = {**question(tmp_path)["terms"], "price": price, "deadline": NOW + 43_200, "work": 14_400.0}
+    entry = first_entry(tmp_path, terms=terms, spot={"here": KUBERNETES}, on_demand=KUBERNETES)
+    assert entry.market == "on-demand"
+    assert entry.price == (None if price is None else round(price * MICROS))
+    refused = {"place": "on-demand", "what": "refused", "was_up": False}
+    asked = question(tmp_path, terms=terms, spot={"here": KUBERNETES}, on_demand=KUBERNETES, event=refused)
+    assert decide(asked, NOW + 60)["place"] == "here"
+
+
 @pytest.mark.parametrize("said", [{"was_up": True}, {}])
 def test_a_launch_of_which_a_node_ran_is_counted_until_it_was_given_up(
     tmp_path: Path, said: dict[str, bool]
