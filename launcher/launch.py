@@ -48,6 +48,7 @@ def launch(request: Request, project: Project, say: Say, log: Say) -> list[Outco
     anything starts, RunFailed when a stage fails, BudgetReached or DeadlineReached when its money or time
     ends, KeyboardInterrupt after stopping what it interrupted.
     """
+    request = replace(request, deadline_at=booking.deadline_at(request, project))
     drafts = plans(request, project, select(request, project))
     store = open_store(project)
     preflight(request, project, drafts, store)

@@ -40,7 +40,8 @@ class Request:
 
     ``retries`` is how often a failed job is begun again, ``preemptions`` how many it may suffer (None: any
     number). ``secrets`` is a file of them. A ``draft`` is only looked at: it may lack values that a
-    launch needs. ``work`` is a person's own word on the hours of work in all.
+    launch needs. ``work`` is a person's own word on the hours of work in all. ``deadline_at`` is
+    the moment of the deadline of all its stages, in milliseconds since the epoch; None before it began.
     """
 
     family: str
@@ -66,6 +67,7 @@ class Request:
     command: str = "nemo-sky launch"
     draft: bool = False
     trial: Trial | None = None
+    deadline_at: int | None = None
 
     @property
     def goes_on(self) -> bool:

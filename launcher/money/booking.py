@@ -71,17 +71,28 @@ def check(plan: Plan, request: Request, project: Project, task: Task) -> None:
     gate.check_price(_order(plan, request, project, task, plan.name, is_capped(request, project), lease))
 
 
+def deadline_at(request: Request, project: Project) -> int | None:
+    """When the deadline of a launch that begins now is, in milliseconds since the epoch; None without one."""
+    given = request.caps.deadline
+    seconds = caps.unsaid(project.money).deadline if given is None else given
+    return None if seconds is None else now_ms() + round(1000 * seconds)
+
+
 def foresee(beginning: Sequence[tuple[Plan, Task]], request: Request, project: Project, store: Store) -> None:
     """Refuse, before the first stage starts, stages that are expected not to fit: each of those that begin
-    anew against its own caps, and all of them together against the experiment's, with the first lease that
-    its booking will ask for. Asks SkyPilot's API server which strategy will recover a job on spot."""
+    anew against its own budget, and all of them together against the experiment's and the deadline, with the
+    first lease that its booking will ask for. Asks SkyPilot's API server which strategy will recover a job on
+    spot."""
     if request.goes_on or not is_capped(request, project):
         return
     name = request.caps.experiment
     held = open_ledger(store).read(account_name("", name)) if name else Account()
+    # Not yet counted down: the checks before took seconds, and a deadline is named as it was given.
+    request, before = replace(request, deadline_at=None), 0.0
     for plan, task in beginning:
         lease = _lease(plan, project, task, strategy.is_ours(plan, lambda _: None))
         order = _order(plan, request, project, task, plan.name, capped=True, lease=lease)
+        order = replace(order, before=before)
         limits = gate.with_budgets(held, order)
         left = limits.left(plan.name)
         if left is None and order.deadline is None:
@@ -93,6 +104,7 @@ def foresee(beginning: Sequence[tuple[Plan, Task]], request: Request, project: P
             now = order.entry.launched
             whole = Entry(plan.name, plan.name, best.cost, now, now + accounts.HOUR_MS)
             held = accounts.reserve(limits, whole, order.about)
+            before += 3600 * min(way.hours for way in seen.ways if way.asked)
 
 
 def book(
@@ -290,6 +302,7 @@ def _order(
         caps.unsaid(project.money),
         spot_price=other,
         recovery=lease.recovery if capped else 0,
+        ends=request.deadline_at,
     )
 
 
@@ -306,7 +319,7 @@ def _expected(
     ``deadline`` seconds for it."""
     from launcher.money import expect, spots  # and NumPy
 
-    hours = None if deadline is None else deadline / 3600
+    hours = None if deadline is None else max(deadline, 0.0) / 3600
     limits = expect.Limits(hours, None if left is None else left / MICROS)
     work, trouble = expect.work_left(plan, store, request.work, step)
     seen = None

@@ -77,7 +77,9 @@ class Order:
     ``recovery`` milliseconds beyond it for the next nodes, where SkyPilot's FAILOVER launches them unasked.
     ``unsaid`` are the caps where neither the launch nor the ledger gives one. ``expected`` is what is left
     of the run, None where that shall not count. ``spot_price`` is micro-dollars per hour of all nodes on
-    spot, for a launch that asks for on-demand; None where there is none or nobody knows.
+    spot, for a launch that asks for on-demand; None where there is none or nobody knows. ``ends`` is the
+    moment of the deadline in milliseconds since the epoch, None for one that counts from this launch;
+    ``before``: the seconds of it that other stages are expected to take first.
     """
 
     entry: Entry
@@ -87,11 +89,21 @@ class Order:
     expected: Expected | None = None
     spot_price: int | None = None
     recovery: int = 0
+    ends: int | None = None
+    before: float = 0.0
+
+    @property
+    def given(self) -> float | None:
+        """The deadline as it was given, in seconds, None without one."""
+        return self.unsaid.deadline if self.caps.deadline is None else self.caps.deadline
 
     @property
     def deadline(self) -> float | None:
-        """Seconds from the launch, None without one."""
-        return self.unsaid.deadline if self.caps.deadline is None else self.caps.deadline
+        """Seconds from the launch that the deadline leaves it, below 0 when it is past; None without one."""
+        given = self.given
+        if given is None:
+            return None
+        return (given if self.ends is None else (self.ends - self.entry.launched) / 1000) - self.before
 
 
 def admit(account: Account, order: Order) -> Account:
@@ -152,25 +164,35 @@ def check_deadline(order: Order) -> None:
     lease = (entry.until - entry.launched - order.recovery) / 1000
     if lease > limit:
         raise Refused(
-            f"the deadline of {format_duration(limit)} is {format_duration(lease - limit)} shorter than "
+            f"{_time_left(order)} is {format_duration(lease - limit)} shorter than "
             f"set-up, one check and a save may take ({format_duration(lease)})",
-            hint=f"--deadline {enough_duration(lease)} would do; money.setup in nemo-sky.yaml says how long "
-            "set-up takes",
+            hint=f"--deadline {enough_duration(order.before + lease)} would do; money.setup in nemo-sky.yaml "
+            "says how long set-up takes",
         )
     best = order.expected.best if order.expected else None
     if order.expected is None or best is None or best.in_time:
         return
-    ways = [f"--deadline {enough_duration(best.hours * 3600)} would do"]
+    ways = [f"--deadline {enough_duration(order.before + best.hours * 3600)} would do"]
     if others := [way for way in order.expected.ways if way.in_time]:
         other = min(others, key=lambda way: (way.cost, way.hours))
         ways.append(f"{other.where} takes {format_duration(other.hours * 3600)}")
     takes = best.hours * 3600
     raise Refused(
         f"what is left is expected to take {format_duration(takes)} where it is fastest ({best.where}), "
-        f"{format_duration(takes - limit)} more than the deadline of {format_duration(limit)}: "
-        f"{best.source}",
+        f"{format_duration(takes - limit)} more than {_time_left(order)}: {best.source}",
         hint="; ".join([*ways, "more or faster GPUs take less", ESTIMATE]),
     )
+
+
+def _time_left(order: Order) -> str:
+    """The deadline in words, and what of it is left where that is less."""
+    given, left = order.given or 0.0, max(order.deadline or 0.0, 0.0)
+    words = f"the deadline of {format_duration(given)}"
+    if order.before:
+        return f"what the stages before it are expected to leave of {words} ({format_duration(left)})"
+    if format_duration(left) == format_duration(given):
+        return words
+    return f"what is left of {words} ({format_duration(left)})"
 
 
 def with_budgets(account: Account, order: Order) -> Account:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from launcher.money.amounts import parse_dollars
 from tests.rig import stage_of_trainer
@@ -96,7 +97,7 @@ def test_what_is_expected_not_to_fit_is_refused_and_starts_nothing(place: Path) 
 
 
 def test_a_deadline_ends_it_with_a_checkpoint_and_the_rest_goes_on(place: Path) -> None:
-    ended = launch(place, "--deadline", f"{LEASE_S + 3}s", "--budget", "60")
+    ended = launch(place, "--deadline", f"{LEASE_S + 5}s", "--budget", "60")
     assert ended.returncode == 5, ended.stdout + ended.stderr
     assert "stopped: demo/train reached its deadline" in ended.stderr
     assert "expected: unknown (no earlier run of this config" in ended.stderr, (
@@ -111,11 +112,12 @@ def test_a_deadline_ends_it_with_a_checkpoint_and_the_rest_goes_on(place: Path) 
     assert first["status"] == "deadline reached"
     (step,) = first["checkpoints"]
     assert 0 < step < 100
-    assert first["hours"] * 3600 <= LEASE_S + 3, "its nodes are gone by then"
+    assert first["hours"] * 3600 <= LEASE_S + 5, "its nodes are gone by then"
 
     # What is left is held against what is left of the budget.
     left = 1 - step / 100
-    refused = launch(place, "--budget", "20", "--work", "10m")
+    half = facts["cost_usd"] + 30 * left
+    refused = launch(place, "--budget", f"{half:.2f}", "--work", "10m")
     assert refused.returncode == 3, refused.stderr
     short = re.search(r"of which \$(\S+) is spent or reserved: \$(\S+) more", refused.stderr)
     assert short
@@ -143,3 +145,18 @@ def test_a_deadline_ends_it_with_a_checkpoint_and_the_rest_goes_on(place: Path) 
     assert re.search(
         r"where it costs least: .* at priced; run \S+ took \S+ h for 100 of 10,000 steps", longer.stderr
     )
+
+
+def test_all_stages_have_one_deadline(place: Path) -> None:
+    """From the launch on, and not from where each begins."""
+    for stage in ("one", "two"):
+        folder = place / "recipes" / "pair" / stage
+        (folder / "config").mkdir(parents=True)
+        (folder / "config" / "default.yaml").write_text("x: 1\n")
+        head = HEAD.replace("demo/train", f"pair/{stage}").replace("demo-model", f"pair-{stage}")
+        (folder / "train.py").write_text(stage_of_trainer(head.replace('"100"', '"5"')))
+    done = sky(place, "launch", "pair", "all", "--cloud", "priced", "--deadline", "10m")
+    assert done.returncode == 0, done.stdout + done.stderr
+    jobs = [yaml.safe_load(path.read_text()) for path in place.glob(".nemo-sky/runs/*/job/job.yaml")]
+    assert len(jobs) == 2
+    assert len({found["money"]["deadline"] for found in jobs}) == 1, jobs

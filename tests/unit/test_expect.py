@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from launcher import launch as flow
 from launcher.artifacts.store import FileStore
 from launcher.errors import Refused
 from launcher.money import booking, estimate, expect
+from launcher.money.amounts import parse_duration
 from launcher.money.caps import from_flags
 from launcher.money.estimate import Past, Work
 from launcher.money.expect import Limits
@@ -191,6 +193,42 @@ def test_all_stages_must_fit_before_the_first_begins(two: project.Project) -> No
         foresee(two, experiment="e", experiment_budget="50")
     foresee(two, experiment="e", experiment_budget="50", force=True)
     assert open_ledger(flow.open_store(two)).accounts() == {}, "nothing was reserved"
+
+
+def test_the_deadline_is_one_of_all_stages(two: project.Project) -> None:
+    """Six minutes each: ten are enough for either and not for both, and what is said would do does."""
+    foresee(two, deadline="13m")
+    with pytest.raises(
+        Refused, match=r"what the stages before it are expected to leave of the deadline of 10m"
+    ) as late:
+        foresee(two, deadline="10m")
+    found = re.search(r"--deadline (\S+) would do", str(late.value))
+    assert found
+    assert 700 < parse_duration(found[1]) < 740
+    foresee(two, deadline=found[1])
+
+
+def test_what_is_left_of_the_deadline_is_all_that_a_later_stage_gets(two: project.Project) -> None:
+    request = plan.Request("demo", "two", caps=from_flags(deadline="8m"))
+    [draft] = plan.plans(request, two, plan.select(request, two))
+    store, task = flow.open_store(two), job.task_of(draft, two, "r")
+    end = booking.deadline_at(request, two)
+    assert end
+
+    def booked(passed: float) -> booking.Booking:
+        """A stage that begins when ``passed`` minutes of the eight are over."""
+        later = replace(request, deadline_at=end - round(passed * 60_000))
+        return booking.book(draft, flow.new_run(draft, later, two), later, two, store, task, print)
+
+    assert booked(0).deadline == end
+    assert booked(1).deadline == end - 60_000
+    with pytest.raises(Refused, match=r"than what is left of the deadline of 8m \(5m\): run demo-two"):
+        booked(3)
+    with pytest.raises(
+        Refused, match=r"what is left of the deadline of 8m \(0s\) is \S+ shorter than set-up"
+    ):
+        booked(9)
+    assert booking.book(draft, flow.new_run(draft, request, two), request, two, store, task, print).deadline
 
 
 def test_the_set_up_that_failover_may_need_is_foreseen(two: project.Project) -> None:
