@@ -143,7 +143,7 @@ def plan(
     if json:
         print_json(_json(planned, result, rows, notes, deadline=limit, budget=cap))
         return
-    _show(planned, result, rows if every else rows[:ROWS], cap, limit)
+    _show(planned, result, rows if every else rows[:ROWS], cap)
     for note in notes:
         say(note)
 
@@ -179,6 +179,7 @@ def _facts(row: Row) -> dict[str, Any]:
         "gpus_per_node": offer.gpus,
         "nodes": offer.nodes,
         "market": row.market,
+        "launch": row.launch,
         "price_per_node_hour": offer.price(row.market),
         "price_per_hour": row.hourly,
         "work_hours": row.estimate.hours,
@@ -219,9 +220,7 @@ def _json(
     }
 
 
-def _show(
-    planned: Plan, result: Quote, rows: list[Row], budget: float | None, deadline: float | None
-) -> None:
+def _show(planned: Plan, result: Quote, rows: list[Row], budget: float | None) -> None:
     from launcher.money import forecast
     from launcher.money.amounts import format_dollars
 
@@ -238,7 +237,7 @@ def _show(
         best, seen = result.best, result.best.outlook
         chance = "" if seen.chance is None else f", done within the limits with a chance of {seen.chance:.0%}"
         print(
-            f"best: {best.offer.place} {best.market}, "
+            f"best: {best.offer.place} {best.launch}, "
             f"{format_dollars(seen.cost)} in {_hours(seen.elapsed)}{chance}"
         )
     if budget is not None and (least := result.least) is not None and least > budget:
@@ -249,7 +248,7 @@ def _show(
     if result.left_out:
         print("left out: " + "; ".join(f"{cloud} ({why})" for cloud, why in sorted(result.left_out.items())))
     if at := [row.at for row in rows if row.outlook and row.market == "spot"]:
-        say(forecast.assumes(deadline, at))
+        say(forecast.assumes(any(row.rescue for row in rows), at))
 
 
 def _cells(row: Row) -> list[str]:
@@ -259,7 +258,7 @@ def _cells(row: Row) -> list[str]:
     return [
         offer.place,
         offer.instance,
-        row.market,
+        row.launch,
         unknown if one is None else f"{one:.2f}",
         unknown if row.hourly is None else f"{row.hourly:.2f}",
         _hours(seen.elapsed) if seen else unknown,

@@ -30,7 +30,7 @@ LIKELY = 0.9
 class Row:
     """One place on one market. ``hourly`` is dollars per hour for all nodes; ``outlook`` is None where the
     price or the duration is unknown, or the price is only a lowest bid. ``setup`` is in hours, ``at`` how
-    spot comes and goes there."""
+    spot comes and goes there. ``rescue``: a run on spot goes on-demand where only that meets the deadline."""
 
     offer: Offer
     market: Market
@@ -39,6 +39,12 @@ class Row:
     outlook: Outlook | None
     setup: float
     at: Spot
+    rescue: bool = False
+
+    @property
+    def launch(self) -> str:
+        """What a launch calls it: only of spot first are runs on spot allowed to go on-demand."""
+        return "spot-first" if self.rescue else self.market
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,8 @@ def quote(
 ) -> Quote:
     """The quote for ``task`` on ``profile``. ``deadline`` in hours, ``budget`` in dollars; ``root`` is the
     folder of the catalogs, ``gpu_gb`` the least memory of a GPU; ``spots`` is what is known of spot beside
-    the shipped history.
+    the shipped history. Where both ``markets`` are asked for, on-demand nodes meet a deadline that spot alone
+    would miss.
 
     Raises Refused, saying what is known without prices, when there is no catalog to look in.
     """
@@ -98,6 +105,7 @@ def quote(
         left_out |= seen.left_out
     # On this machine nothing is provisioned.
     setup = forecast.RESTART_HOURS if profile.backend == "sky" else 0.0
+    both = deadline is not None and set(markets) == set(MARKETS)
     rows = [
         _row(
             offer,
@@ -105,6 +113,7 @@ def quote(
             work,
             setup,
             spots.of(offer) if spots else forecast.shipped(),
+            rescue=both and market == "spot" and offer.on_demand is not None,
             deadline=deadline,
             budget=budget,
         )
@@ -138,6 +147,7 @@ def _row(
     setup: float,
     at: Spot,
     *,
+    rescue: bool,
     deadline: float | None,
     budget: float | None,
 ) -> Row:
@@ -149,13 +159,13 @@ def _row(
             guess.hours,
             guess.spread,
             spot=hourly if market == "spot" else None,
-            on_demand=offer.total("on-demand") if market == "on-demand" or deadline is not None else None,
+            on_demand=offer.total("on-demand") if market == "on-demand" or rescue else None,
             deadline=deadline,
             budget=budget,
             setup=setup,
             at=at,
         )
-    return Row(offer, market, hourly, guess, outlook, setup, at)
+    return Row(offer, market, hourly, guess, outlook, setup, at, rescue)
 
 
 def _best(rows: Sequence[Row]) -> Row | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from launcher import clusters, job, plan, project
 from launcher import launch as flow
 from launcher.artifacts.store import FileStore
+from launcher.cli.main import main
 from launcher.errors import Refused
 from launcher.money import booking, estimate, expect
 from launcher.money.amounts import parse_duration
@@ -24,7 +26,7 @@ from launcher.money.gate import Expected
 from launcher.money.ledger import open_ledger
 from launcher.money.want import alternatives
 from tests.unit.earlier_runs import ended
-from tests.unit.test_quote import CATALOGS, NANO3
+from tests.unit.test_quote import CATALOGS, NANO3, ROOT
 
 TASK: dict[str, Any] = {"num_nodes": 2, "resources": {"accelerators": "H100:8", "infra": "aws"}}
 AWS = clusters.Profile("aws", (), infra="aws")
@@ -108,6 +110,27 @@ def test_each_of_several_types_of_gpu_may_do_it_however_the_task_lists_them() ->
     alone = [seen(work, accelerators=kind, any_of=markets).ways for kind in kinds]
     assert all(alone)
     assert sorted(map(repr, expanded.ways)) == sorted(repr(way) for of_one in alone for way in of_one)
+
+
+@pytest.mark.parametrize("market", ["spot", "spot-first"])
+def test_a_plan_promises_no_more_than_the_launch_of_its_name(
+    market: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A launch with --spot never goes on-demand, so that a plan of it may come too late, too."""
+    monkeypatch.setenv("NEMO_SKY_ARTIFACTS", str(tmp_path / "store"))
+    words = ["plan", "nano3", "pretrain", "--cloud", "aws", *(["--spot"] if market == "spot" else [])]
+    words += ["--deadline", "14h", "--work", "10h", "--budget", "4k", "--json", "--project", str(ROOT)]
+    with pytest.raises(SystemExit):
+        main(words)
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    shown = {row["place"]: row for row in rows if row["market"] == "spot"}
+    assert {row["launch"] for row in shown.values()} == {market}
+    asks = {"spot": {"use_spot": True}, "spot-first": {"any_of": [{"use_spot": True}, {"use_spot": False}]}}
+    ways = seen(Work(hours=10.0), Limits(14.0, 4000.0), **asks[market]).ways
+    found = {way.where.removesuffix(" on spot"): way.chance for way in ways if way.where.endswith(" on spot")}
+    assert found
+    assert {place: shown[place]["chance"] for place in found} == found
+    assert (max(row["chance"] for row in shown.values()) > 0.8) == (market == "spot-first")
 
 
 @settings(max_examples=12)

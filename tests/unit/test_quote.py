@@ -201,6 +201,9 @@ def test_a_plan_says_what_a_budget_lacks(capsys: pytest.CaptureFixture[str]) -> 
     assert "  on-demand  " not in enough
     assert "runs as a job on its own cluster, on spot as a managed job\n" in text
     assert "runs as a managed job: spot nodes can be preempted" in enough
+    assert "  spot-first  " in text
+    assert "  spot-first  " not in enough
+    assert "  spot  " in enough
 
 
 def test_a_place_that_nobody_prices_is_unknown_and_never_free(capsys: pytest.CaptureFixture[str]) -> None:
