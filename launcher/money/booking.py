@@ -97,7 +97,7 @@ def foresee(beginning: Sequence[tuple[Plan, Task]], request: Request, project: P
         left = limits.left(plan.name)
         if left is None and order.deadline is None:
             continue
-        seen = _expected(plan, request, store, task, order.deadline, left, None)
+        seen = _expected(plan, request, store, task, order, left, None)
         gate.admit(held, replace(order, expected=seen))
         if best := seen.best:
             # What it is expected to cost is not there for the stages after it.
@@ -188,7 +188,7 @@ def _asked(
         return order
     newest = checkpoints.newest(store, run_id) if begun else None
     step = newest.step if newest else None
-    seen = _expected(plan, request, store, task, order.deadline, left, step)
+    seen = _expected(plan, request, store, task, order, left, step)
     return replace(order, expected=seen)
 
 
@@ -302,6 +302,9 @@ def _order(
         caps.unsaid(project.money),
         spot_price=other,
         recovery=lease.recovery if capped else 0,
+        tail=lease.save + lease.teardown if capped else 0,
+        # Whether the plugin is there is asked only of a launch on spot: this one says what would do without.
+        spot_recovery=lease.setup + lease.teardown - lease.recovery,
         ends=request.deadline_at,
     )
 
@@ -311,16 +314,16 @@ def _expected(
     request: Request,
     store: Store,
     task: Task,
-    deadline: float | None,
+    order: gate.Order,
     left: int | None,
     step: int | None,
 ) -> gate.Expected:
-    """What is left of the plan's work after the checkpoint ``step``, with ``left`` micro-dollars and
-    ``deadline`` seconds for it."""
+    """What is left of the plan's work after the checkpoint ``step``, in the time that the order has, with
+    ``left`` micro-dollars for it and for what no attempt can work for."""
     from launcher.money import expect, spots  # and NumPy
 
-    hours = None if deadline is None else max(deadline, 0.0) / 3600
-    limits = expect.Limits(hours, None if left is None else left / MICROS)
+    hours = None if order.deadline is None else max(order.deadline, 0.0) / 3600
+    limits = expect.Limits(hours, None if left is None else max(left - order.kept, 0) / MICROS)
     work, trouble = expect.work_left(plan, store, request.work, step)
     seen = None
     if plan.profile.backend == "sky" and not trouble:

@@ -77,7 +77,9 @@ class Order:
     ``recovery`` milliseconds beyond it for the next nodes, where SkyPilot's FAILOVER launches them unasked.
     ``unsaid`` are the caps where neither the launch nor the ledger gives one. ``expected`` is what is left
     of the run, None where that shall not count. ``spot_price`` is micro-dollars per hour of all nodes on
-    spot, for a launch that asks for on-demand; None where there is none or nobody knows. ``ends`` is the
+    spot, for a launch that asks for on-demand; None where there is none or nobody knows. ``tail``: the
+    milliseconds of a save and the teardown, which every attempt keeps back from its work; ``spot_recovery``:
+    what FAILOVER would have it lease on spot, beyond its own ``recovery``. ``ends`` is the
     moment of the deadline in milliseconds since the epoch, None for one that counts from this launch;
     ``before``: the seconds of it that other stages are expected to take first.
     """
@@ -89,8 +91,16 @@ class Order:
     expected: Expected | None = None
     spot_price: int | None = None
     recovery: int = 0
+    tail: int = 0
+    spot_recovery: int = 0
     ends: int | None = None
     before: float = 0.0
+
+    @property
+    def kept(self) -> int:
+        """Micro-dollars that the run needs beyond what its work costs: an attempt that its caps leave less
+        saves and ends, whatever it has still to do."""
+        return charge(self.entry.price or 0, self.recovery + self.tail)
 
     @property
     def given(self) -> float | None:
@@ -128,9 +138,9 @@ def check_expected(account: Account, order: Order) -> None:
     if expected is None or best is None:
         return
     for whose, cap, over in account.caps(order.entry.run):
-        committed = account.committed(over)
-        if committed + best.cost > cap:
-            raise _too_dear(Short(whose, cap, committed, best.cost), expected, best)
+        committed, needed = account.committed(over), best.cost + order.kept
+        if committed + needed > cap:
+            raise _too_dear(Short(whose, cap, committed, needed), order, expected, best)
 
 
 def check_price(order: Order) -> None:
@@ -226,6 +236,7 @@ def _lease_too_dear(short: Short, order: Order) -> TooDear:
         ways.append(f"--nodes {fewer} would begin")
     if order.spot_price is not None and order.entry.price:
         on_spot = short.needed * order.spot_price // order.entry.price
+        on_spot += charge(order.spot_price, order.spot_recovery)
         if on_spot <= left:
             ways.append(f"on spot it needs {money(on_spot)}")
     ways.append(f"{_flag(short)} {_enough(short)} would do")
@@ -241,19 +252,21 @@ def _lease_too_dear(short: Short, order: Order) -> TooDear:
     return TooDear(f"{short.message} ({what})", hint="; ".join(ways))
 
 
-def _too_dear(short: Short, expected: Expected, best: Way) -> TooDear:
+def _too_dear(short: Short, order: Order, expected: Expected, best: Way) -> TooDear:
     """The refusal of a launch that is expected to cost too much, with what would fit."""
-    left = short.cap - short.committed
+    left = short.cap - short.committed - order.kept
     ways = [f"{_flag(short)} {_enough(short)} would do"]
     others = [way for way in expected.ways if way.cost <= left and way is not best]
     if others:
         other = min(others, key=lambda way: (not way.asked, not way.in_time, way.cost))
         takes = format_duration(other.hours * 3600)
-        late = "" if other.in_time else f", and needs --deadline {enough_duration(other.hours * 3600)}"
+        enough = enough_duration(order.before + other.hours * 3600)
+        late = "" if other.in_time else f", and needs --deadline {enough}"
         ways.append(f"{other.where} costs {money(other.cost)} and takes {takes}{late}")
+    kept = f", and {money(order.kept)} that it must have left to save and go" if order.kept else ""
     return TooDear(
         f"{short.message} (what is left of the work, where it costs least: "
-        f"{format_duration(best.hours * 3600)} at {best.where}; {best.source})",
+        f"{format_duration(best.hours * 3600)} at {best.where}{kept}; {best.source})",
         hint="; ".join([*ways, ESTIMATE]),
     )
 

@@ -133,6 +133,25 @@ def test_the_cheapest_way_must_fit() -> None:
     assert "--nodes" not in said, "fewer nodes take longer: no cheaper"
 
 
+def test_what_no_attempt_can_work_for_must_fit_too() -> None:
+    """Six minutes of save and teardown, and a quarter of an hour of FAILOVER's next nodes: at $390 the work
+    would have ended as budget reached with $14 of it undone."""
+    asked = replace(order(Caps(budget=390_000_000), ways=(CHEAP, SPOT)), recovery=900_000, tail=360_000)
+    said = refusal(asked)
+    assert "$404.00 more is $14.00 too much" in said
+    assert "and $14.00 that it must have left to save and go" in said
+    assert "--budget 404.00 would do" in said
+    assert gate.admit(Account(), replace(asked, caps=Caps(budget=404_000_000)))
+    assert "aws/us-east-2 on spot" not in refusal(replace(asked, caps=Caps(budget=143_000_000)))
+    assert "aws/us-east-2 on spot costs $130" in refusal(replace(asked, caps=Caps(budget=144_000_000)))
+
+
+def test_on_spot_the_next_nodes_are_leased_too() -> None:
+    asked = replace(order(Caps(budget=7_000_000), spot=20_000_000), spot_recovery=360_000)
+    assert "on spot it needs $7.00;" in refusal(asked)
+    assert "on spot it needs" not in refusal(replace(asked, caps=Caps(budget=6_990_000)))
+
+
 def test_what_is_spent_already_counts() -> None:
     held = gate.admit(Account(), order(Caps(budget=400_000_000)))
     again = replace(order(Caps(), ways=(replace(CHEAP, cost=395_000_000),)), entry=replace(ENTRY, key="r-2"))
@@ -158,12 +177,13 @@ def test_a_deadline_can_make_it_dear() -> None:
     ),
     st.integers(11_000_000, 10**9),
     st.floats(1000, 3e5),
+    st.integers(0, 10**6),
 )  # fmt: skip
-def test_what_the_gate_says_would_do_does(ways: list[Way], budget: int, deadline: float) -> None:
+def test_what_the_gate_says_would_do_does(ways: list[Way], budget: int, deadline: float, tail: int) -> None:
     """It refuses exactly what cannot fit, and is content with the cap that it names."""
     ways = [replace(way, in_time=way.hours * 3600 <= deadline) for way in ways]
-    asked = order(Caps(budget=budget, deadline=deadline), ways=tuple(ways))
-    fits = [way for way in ways if way.asked and way.in_time and way.cost <= budget]
+    asked = replace(order(Caps(budget=budget, deadline=deadline), ways=tuple(ways)), tail=tail)
+    fits = [way for way in ways if way.asked and way.in_time and way.cost + asked.kept <= budget]
     try:
         gate.admit(Account(), asked)
     except Refused as refused:
@@ -180,7 +200,7 @@ def test_what_the_gate_says_would_do_does(ways: list[Way], budget: int, deadline
             assert enough_s > deadline
             later = tuple(replace(way, in_time=way.hours * 3600 <= enough_s) for way in ways)
             assert any(way.asked and way.in_time for way in later)
-            again = order(Caps(budget=10**12, deadline=enough_s), ways=later)
+            again = replace(order(Caps(budget=10**12, deadline=enough_s), ways=later), tail=tail)
         gate.admit(Account(), again)
     else:
         assert fits or not any(way.asked for way in ways)
