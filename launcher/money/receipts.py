@@ -128,9 +128,9 @@ def caps_of(held: Account, run: str | None) -> dict[str, Any]:
 
 
 def waste(store: Store, found: Sequence[Line]) -> dict[str, Any]:
-    """Dollars that bought no progress: set-up, and work after the last checkpoint of an attempt that was
-    lost; and what a billion tokens cost, where the trainer says how many it did. From the journals. All are
-    None where an attempt has no price."""
+    """Dollars that bought no progress: set-up, with all that an attempt cost which left no journal, and work
+    after the last checkpoint of one that was lost; and what a billion tokens of the work that was kept cost,
+    where the trainer says how many it did. From the journals. All are None where an attempt has no price."""
     from launcher.lineage import sync
 
     if any(line.entry.price is None for line in found):
@@ -141,14 +141,17 @@ def waste(store: Store, found: Sequence[Line]) -> dict[str, Any]:
         journals = {events[0].get("attempt"): events for events in sync.attempts(store, run)}
         for line in found:
             events = journals.get(line.entry.attempt)
-            if line.entry.run != run or not events:
+            if line.entry.run != run:
+                continue
+            if not events:  # nodes that came to no agent, or went before it had written a line
+                setup += line.entry.cost
                 continue
             begun = _begun(events)
             work = line.entry.end if begun is None else min(begun, line.entry.end)
             setup += charge(line.entry.price or 0, work - line.entry.launched)
             kept = kept_until(events, line.entry.end)
             lost += charge(line.entry.price or 0, line.entry.end - kept) if kept else 0
-            tokens += _tokens(events)
+            tokens += _tokens(events, kept) if kept else 0.0
     cost = sum(line.entry.cost for line in found) / MICROS
     return {
         "setup_usd": setup / MICROS,
@@ -177,8 +180,9 @@ def _begun(events: Sequence[Event]) -> int | None:
     return next((_ms(event) for event in events if event["type"] == "metrics"), None)
 
 
-def _tokens(events: Sequence[Event]) -> float:
-    """Tokens of the attempt, from its speed at the steps that it reported."""
+def _tokens(events: Sequence[Event], until: int) -> float:
+    """Tokens of the attempt up to ``until`` (milliseconds since the epoch), from its speed at the steps that
+    it reported. What came after is done once more by the next attempt, and counts there."""
     points = [
         (float(point.get("ts") or event["ts"]), float(point["value"]))
         for event in events
@@ -187,7 +191,7 @@ def _tokens(events: Sequence[Event]) -> float:
         if point["key"] == "tokens_per_second"
     ]
     return sum(
-        speed * max(_seconds(after) - _seconds(before), 0.0)
+        speed * max(min(_seconds(after), until / 1000) - _seconds(before), 0.0)
         for (before, _), (after, speed) in pairwise(points)
     )
 

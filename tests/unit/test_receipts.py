@@ -14,13 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launcher.artifacts.store import FileStore
+from launcher.backends import State
 from launcher.cli.main import main
 from launcher.errors import Refused, UserError
 from launcher.lineage.journal import Journal
-from launcher.money import account, page, receipts, story, svg
+from launcher.money import account, booking, page, receipts, story, svg
 from launcher.money.account import HOUR_MS, About, Entry
 from launcher.money.ledger import Ledger, now_ms, open_ledger
 from launcher.money.receipts import Line
+from launcher.runs import Run
 
 T = 1_800_000_000_000
 ANN, BOB = About("tiny", "pretrain", "ann", "aws"), About("tiny", "sft", "bob", "gcp")
@@ -101,8 +103,40 @@ def test_waste_is_set_up_and_work_after_the_last_checkpoint(told: FileStore, led
         "lost_work_usd": 2.0,  # from minute 18 to 30
         "usd_per_billion_tokens": round(5 / (1e6 * 360) * 1e9, 4),
     }
+    both = [line for line in receipts.lines(ledger) if line.entry.run == "r"]
+    assert receipts.waste(told, both) == {
+        "setup_usd": 11.0,  # and an hour of an attempt that left no journal
+        "lost_work_usd": 2.0,
+        "usd_per_billion_tokens": round(15 / (1e6 * 360) * 1e9, 4),
+    }
     every = receipts.waste(told, receipts.lines(ledger))
     assert set(every.values()) == {None}, "the price of one is unknown, and unknown is not 0"
+
+
+def test_tokens_that_were_lost_make_the_others_dearer(told: FileStore, tmp_path: Path) -> None:
+    """The attempt went on for another eleven minutes without a checkpoint, and then was lost."""
+    speed = {"key": "tokens_per_second", "value": 1e6, "step": 9}
+    lost = json.dumps({"seq": 5, "type": "metrics", "ts": T / 1000 + 29 * 60, "points": [speed]})
+    old = (tmp_path / "1.jsonl").read_text()
+    told.put_bytes("runs/r/journal/1.jsonl", f"{old}{lost}\n".encode())
+    found = [line for line in receipts.lines(open_ledger(told)) if line.entry.key == "r-1"]
+    # From minute 6 to the checkpoint of minute 18.
+    assert receipts.waste(told, found)["usd_per_billion_tokens"] == round(5 / (1e6 * 720) * 1e9, 4)
+
+
+def test_the_receipt_of_a_run_says_where_its_money_went(told: FileStore, ledger: Ledger) -> None:
+    run = Run("r", "tiny", "pretrain", "default", "", "aws", "sky", 1, "", "", None, "", "", experiment="e")
+    receipt = booking.settle(told, run, State("SUCCEEDED"))
+    assert receipt
+    first, second = receipt.splitlines()
+    assert "cost: $15.00, 2 attempts, 1.50 h, saved $10.00, set-up $11.00, lost work $2.00, " in first
+    assert "a billion tokens $41.67" in first
+    assert second == "  of it on-demand aws $10.00, spot aws $5.00"
+    ledger.change("runs/r", lambda held: account.reserve(held, replace(SPOT, ended=SPOT.until), ANN))
+    alone = booking.settle(told, replace(run, experiment=None), State("SUCCEEDED"))
+    assert alone
+    assert "all of it spot aws (`nemo-sky cost r`)" in alone
+    assert len(alone.splitlines()) == 1
 
 
 def test_saved_against_on_demand_is_known_or_not(ledger: Ledger) -> None:
