@@ -31,7 +31,6 @@ COMMIT_S = 60.0  # on top of it, for what it saved to be committed
 # Set-up and teardown, in seconds, by backend. On clouds: to provision a node and pull an image of 20 GB, and
 # for SkyPilot to see that a job has ended and terminate its nodes.
 SETUP_S = {"local": 60.0, "fake": 60.0, "sky": 1200.0}
-PLACES = 4  # of a receipt at a run's end, the dearest; `nemo-sky cost` has all
 TEARDOWN_S = {"local": 0.0, "fake": 0.0, "sky": 300.0}
 
 
@@ -207,7 +206,7 @@ def settle(store: Store, run: Run, state: State, *, gone: bool = True) -> str | 
     Returns the receipt in a line or, of a run in several places, two; None for a run that the ledger does not
     know.
     """
-    from launcher.money import tariff
+    from launcher.money import receipts, tariff
 
     run_id, now = run.run_id, now_ms()
     ends = [attempt.ended_at for attempt in state.attempts[-1:] if attempt.ended_at]
@@ -225,42 +224,7 @@ def settle(store: Store, run: Run, state: State, *, gone: bool = True) -> str | 
         return tariff.apply(table, held, run_id) if table else held
 
     held = open_ledger(store).change(account_name(run_id, run.experiment), settled)
-    return _receipt(store, held, run_id)
-
-
-def _receipt(store: Store, held: Account, run_id: str) -> str | None:
-    from launcher.money import receipts
-
-    found = [receipts.Line(entry, held.runs[run_id], held.experiment) for entry in held.of(run_id)]
-    if not found:
-        return None
-    total = receipts.totals(found)
-    count = f"{len(found)} attempt{'s' if len(found) > 1 else ''}, {total['hours']:.2f} h"
-    more = f"(`nemo-sky cost {run_id}`)"
-    if total["unknown_price"]:
-        return f"cost: unknown, for nobody gave a price, {count} {more}"
-    budget = held.budget_of(run_id)
-    of = "" if budget is None else f" of {money(budget)}"
-    parts = [f"cost: {money(held.committed(run_id))}{of}", count]
-    facts = {**total, **receipts.waste(store, found)}
-    for words, key in (
-        ("saved", "saved_usd"),
-        ("set-up", "setup_usd"),
-        ("lost work", "lost_work_usd"),
-        ("a billion tokens", "usd_per_billion_tokens"),
-    ):
-        if value := facts[key]:
-            parts.append(f"{words} {money(round(value * MICROS))}")
-    where = [
-        f"{row['market']} {row['place']} {money(round(row['cost_usd'] * MICROS))}"
-        for row in receipts.by_group(found, ["market", "place"])
-        if row["cost_usd"]
-    ]
-    shown = [*where[:PLACES], *([f"{len(where) - PLACES} more places"] if len(where) > PLACES else [])]
-    if len(where) == 1:
-        parts.append(f"all of it {where[0].rpartition(' ')[0]}")
-    by_place = f"\n  of it {', '.join(shown)}" if len(where) > 1 else ""
-    return f"{', '.join(parts)} {more}{by_place}"
+    return receipts.receipt(store, held, run_id)
 
 
 def prices_of(plan: Plan, task: Task, capped: bool) -> tuple[int | None, int | None]:

@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from launcher.errors import UserError, did_you_mean
-from launcher.money.account import HOUR_MS, MICROS, About, Account, Entry, charge
+from launcher.money.account import HOUR_MS, MICROS, About, Account, Entry, charge, money
 from launcher.money.ledger import Ledger
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from launcher.lineage.journal import Event
 
 GROUPS = ("family", "stage", "cluster", "cloud", "place", "market", "user", "experiment", "run")
+PLACES = 4  # of a receipt at a run's end, the dearest; `nemo-sky cost` has all
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,41 @@ def caps_of(held: Account, run: str | None) -> dict[str, Any]:
         "budget_usd": None if budget is None else budget / MICROS,
         "left_usd": None if budget is None else (budget - committed) / MICROS,
     }
+
+
+def receipt(store: Store, held: Account, run_id: str) -> str | None:
+    """What a run of the account cost, in a line or, where it was in several places, two; None where the
+    account does not have it."""
+    found = [Line(entry, held.runs[run_id], held.experiment) for entry in held.of(run_id)]
+    if not found:
+        return None
+    total = totals(found)
+    count = f"{len(found)} attempt{'s' if len(found) > 1 else ''}, {total['hours']:.2f} h"
+    more = f"(`nemo-sky cost {run_id}`)"
+    if total["unknown_price"]:
+        return f"cost: unknown, for nobody gave a price, {count} {more}"
+    budget = held.budget_of(run_id)
+    of = "" if budget is None else f" of {money(budget)}"
+    parts = [f"cost: {money(held.committed(run_id))}{of}", count]
+    facts = {**total, **waste(store, found)}
+    for words, key in (
+        ("saved", "saved_usd"),
+        ("set-up", "setup_usd"),
+        ("lost work", "lost_work_usd"),
+        ("a billion tokens", "usd_per_billion_tokens"),
+    ):
+        if value := facts[key]:
+            parts.append(f"{words} {money(round(value * MICROS))}")
+    where = [
+        f"{row['market']} {row['place']} {money(round(row['cost_usd'] * MICROS))}"
+        for row in by_group(found, ["market", "place"])
+        if row["cost_usd"]
+    ]
+    shown = [*where[:PLACES], *([f"{len(where) - PLACES} more places"] if len(where) > PLACES else [])]
+    if len(where) == 1:
+        parts.append(f"all of it {where[0].rpartition(' ')[0]}")
+    by_place = f"\n  of it {', '.join(shown)}" if len(where) > 1 else ""
+    return f"{', '.join(parts)} {more}{by_place}"
 
 
 def waste(store: Store, found: Sequence[Line]) -> dict[str, Any]:

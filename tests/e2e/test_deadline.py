@@ -144,8 +144,8 @@ def test_a_deadline_ends_it_with_a_checkpoint_and_the_rest_goes_on(place: Path) 
     longer = launch(place, "--budget", "60", "train.train_iters=10000")
     assert longer.returncode == 3, longer.stderr
     assert re.search(
-        r"where it costs least: .* at priced, and \$0.40 that it must have left .*; run \S+ took \S+ h for 100 of "
-        r"10,000 steps",
+        r"where it costs least: .* at priced, and \$0.40 that it must have left .*; "
+        r"run \S+ took \S+ h for 100 of 10,000 steps",
         longer.stderr,
     )
 
