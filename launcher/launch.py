@@ -3,7 +3,8 @@
     Request -> stages -> plans (values: nothing started) -> preflight
             -> for each stage: pin inputs -> skip, resume or begin -> submit -> follow -> Outcome
 
-Everything that can be refused is refused before the first stage starts; a dry run stops at the plans.
+Everything that can be refused is refused before the first stage starts; a dry run (``launcher.dry``) stops at
+the plans.
 """
 
 from __future__ import annotations
@@ -65,32 +66,6 @@ def launch(request: Request, project: Project, say: Say, log: Say) -> list[Outco
         if outcome.output:
             made[outcome.output.name] = outcome.output
     return outcomes
-
-
-def dry_run(request: Request, project: Project, say: Say) -> list[tuple[Plan, task.Task]]:
-    """The very tasks that a launch would submit, inputs pinned where the store can tell, and what their caps
-    would say. Starts and reserves nothing."""
-    drafts = plans(request, project, select(request, project))
-    result = []
-    for draft, later in zip(drafts, awaited(drafts), strict=True):
-        plan = draft
-        try:
-            if not later:
-                plan = pin(draft, request, project, open_store(project), {})
-        except Refused as missing:
-            say(f"{draft.name}: a launch would be refused: {missing.message}")
-        run_id = runs.new_id(plan.spec.family, plan.spec.stage)
-        wanted = job.task_of(plan, project, run_id)
-        try:
-            able.require(plan, wanted, goes_on=request.goes_on)
-            booking.check(plan, request, project, wanted)
-            for line in booking.foretell(plan, request, project, open_store(project), wanted):
-                say(f"{draft.name}: {line}")
-        except Refused as short:
-            hint = f" ({short.hint})" if short.hint else ""
-            say(f"{draft.name}: a launch would be refused: {short.message}{hint}")
-        result.append((plan, wanted))
-    return result
 
 
 def preflight(request: Request, project: Project, drafts: Sequence[Plan], store: Store) -> None:

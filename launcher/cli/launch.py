@@ -109,8 +109,8 @@ def launch(
     A stage whose exact code, config and inputs already made an artifact is skipped; an unfinished run
     of the same is resumed at its newest committed checkpoint. What follows `--` goes to the script.
     """
+    from launcher import dry, pipeline, summary
     from launcher import launch as flow
-    from launcher import pipeline, summary
     from launcher.clusters import Placement
     from launcher.money.caps import from_flags
     from launcher.plan import Request
@@ -142,7 +142,7 @@ def launch(
         command=flow.command_line(known.argv),
     )
     if dry_run:
-        tasks = flow.dry_run(request, found, say)
+        tasks = dry.dry_run(request, found, say)
         if pipeline.fits([plan for plan, _ in tasks], request, found):
             say(f"a launch hands these {len(tasks)} tasks to SkyPilot as one managed job")
         if json:

@@ -78,11 +78,18 @@ def deadline_at(request: Request, project: Project) -> int | None:
     return None if seconds is None else now_ms() + round(1000 * seconds)
 
 
-def foresee(beginning: Sequence[tuple[Plan, Task]], request: Request, project: Project, store: Store) -> None:
+def foresee(
+    beginning: Sequence[tuple[Plan, Task]],
+    request: Request,
+    project: Project,
+    store: Store,
+    *,
+    ask: bool = True,
+) -> None:
     """Refuse, before the first stage starts, stages that are expected not to fit: each of those that begin
     anew against its own budget, and all of them together against the experiment's and the deadline, with the
     first lease that its booking will ask for. Asks SkyPilot's API server which strategy will recover a job on
-    spot."""
+    spot; without ``ask`` nobody, and it is taken to be FAILOVER."""
     if request.goes_on or not is_capped(request, project):
         return
     name = request.caps.experiment
@@ -90,7 +97,7 @@ def foresee(beginning: Sequence[tuple[Plan, Task]], request: Request, project: P
     # Not yet counted down: the checks before took seconds, and a deadline is named as it was given.
     request, before = replace(request, deadline_at=None), 0.0
     for plan, task in beginning:
-        lease = _lease(plan, project, task, strategy.is_ours(plan, lambda _: None))
+        lease = _lease(plan, project, task, ask and strategy.is_ours(plan, lambda _: None))
         order = _order(plan, request, project, task, plan.name, capped=True, lease=lease)
         order = replace(order, before=before)
         limits = gate.with_budgets(held, order)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launcher import clusters, job, plan, project
+from launcher import clusters, dry, job, plan, project
 from launcher import launch as flow
 from launcher.artifacts.store import FileStore
 from launcher.cli.main import main
@@ -229,6 +229,34 @@ def test_the_deadline_is_one_of_all_stages(two: project.Project) -> None:
     assert found
     assert 700 < parse_duration(found[1]) < 740
     foresee(two, deadline=found[1])
+
+
+@pytest.mark.parametrize(
+    ("given", "refused"),
+    [
+        ({"experiment": "e", "experiment_budget": "50"}, "budget of experiment e is $50.00, of which $36"),
+        ({"experiment": "e", "experiment_budget": "80"}, None),
+        ({"deadline": "10m"}, "what the stages before it are expected to leave of the deadline of 10m"),
+        ({"budget": "30"}, "budget of run demo/one is $30.00"),
+    ],
+)
+def test_a_dry_run_says_what_all_stages_together_would_be_told(
+    two: project.Project, given: dict[str, str], refused: str | None
+) -> None:
+    said: list[str] = []
+    dry.dry_run(plan.Request("demo", "all", caps=from_flags(**given)), two, said.append)
+    told = [line for line in said if "a launch would be refused" in line]
+    if refused is None:
+        assert not told
+    elif "budget" in given:
+        assert [line.partition(":")[0] for line in told] == ["demo/one", "demo/two"], (
+            "of each, and not of all again"
+        )
+    else:
+        [one] = told
+        assert one.startswith("demo/all: a launch would be refused: ")
+        assert refused in one
+    assert open_ledger(flow.open_store(two)).accounts() == {}, "nothing is reserved"
 
 
 def test_what_is_left_of_the_deadline_is_all_that_a_later_stage_gets(two: project.Project) -> None:
