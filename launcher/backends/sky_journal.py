@@ -39,9 +39,9 @@ class Journals:
         """The newest attempt. There must be one."""
         return rendezvous.Attempt(self.store, self.run_id, int(self.attempts[-1][0].get("attempt", 0)))
 
-    def failures(self) -> list[bool]:
-        """Whether each attempt ended as a failure of the program."""
-        return [events[-1].get("status") == "failed" for events in self.attempts]
+    def ends(self) -> list[str | None]:
+        """How each attempt ended in the agent's words, None for one that could not say."""
+        return [events[-1].get("status") for events in self.attempts]
 
 
 def read(run_dir: Path, since: float) -> Journals | None:
@@ -86,12 +86,15 @@ def goes_on(run_dir: Path, since: float) -> str | None:
 
 
 def preemptions(run_dir: Path, since: float, recoveries: int, active: bool) -> int:
-    """How many of SkyPilot's recoveries followed a preemption: it counts those after a failure as well. Its
-    own count when the store does not answer."""
+    """How often the run was preempted. Of SkyPilot's recoveries some followed a failure, and one may stand
+    for two losses, when nodes go before it has seen that they are there; of nodes lost before their agent
+    began it alone knows. Its own count when the store does not answer."""
     with contextlib.suppress(StoreError):
         journals = read(run_dir, since)
-        failures = journals.failures() if journals else []
-        return max(0, recoveries - sum(failures if active else failures[:-1]))
+        ends = journals.ends() if journals else []
+        begun_again = ends if active else ends[:-1]
+        lost = sum(end is None or end == "interrupted" for end in ends[:-1])
+        return max(lost, recoveries - begun_again.count("failed"))
     return recoveries
 
 

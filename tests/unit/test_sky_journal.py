@@ -99,6 +99,7 @@ def test_an_end_of_an_earlier_submission_is_none_of_this_one(run_dir: Path) -> N
         (["failed", "failed", "failed"], 2, False, 0),
         ([None, "succeeded"], 1, False, 1),
         ([None], 2, True, 2),  # preempted before its agent began, twice
+        ([None, None, "interrupted", "succeeded"], 2, False, 3),  # two losses seen as one
     ],
 )
 def test_what_was_begun_again_after_a_failure_was_not_preempted(

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+import subprocess
 
-from tests.rig import until
 from tests.rigs.aws.rig import AwsRig
 
 METADATA = (
@@ -20,9 +19,11 @@ def preempt_with_notice(rig: AwsRig, instance: str) -> str:
     It is asked from before the notice on: to log in may take a busy machine longer than the rig's grace.
     """
     assert "terminate" not in rig.shell(instance, _ACTION)
-    watch = f"touch /tmp/watching; while ! ({_ACTION}) | grep terminate; do sleep 0.1; done"
-    with ThreadPoolExecutor(1) as pool:
-        told = pool.submit(rig.shell, instance, watch)
-        until(lambda: "watching" in rig.shell(instance, "ls /tmp"), 120)
+    watch = f"echo watching; while ! ({_ACTION}) | grep terminate; do sleep 0.1; done"
+    words = rig.ssh(instance, watch)
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as told:
+        assert told.stdout
+        first = told.stdout.readline()
+        assert first == "watching\n", first + told.stdout.read()
         rig.preempt(instance, notice=True)
-        return told.result()
+        return told.stdout.read()

@@ -79,14 +79,16 @@ class AwsRig:
 
     def shell(self, instance_id: str, command: str) -> str:
         """What a command prints on an instance, as its user, over SkyPilot's own key."""
+        words = self.ssh(instance_id, command)
+        return subprocess.run(words, capture_output=True, text=True, timeout=180).stdout
+
+    def ssh(self, instance_id: str, command: str) -> list[str]:
+        """The words that run a command on an instance."""
         address = next(item.address for item in self.instances() if item.id == instance_id)
         key = next((self.folder / "home" / ".sky" / "clients").glob("*/ssh/sky-key"))
         options = ("StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR")
         ssh = ["ssh", "-T", "-i", str(key), *(word for option in options for word in ("-o", option))]
-        done = subprocess.run(
-            [*ssh, f"{image.USER}@{address}", command], capture_output=True, text=True, timeout=180
-        )
-        return done.stdout
+        return [*ssh, f"{image.USER}@{address}", command]
 
     def capacity(self, zone: str, ok: bool, *, spot: bool = False) -> None:
         """Whether RunInstances in ``zone``, with ``spot`` only that of spot instances, succeeds or answers
