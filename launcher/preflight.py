@@ -14,7 +14,7 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher import clusters, fit, image, inputs, secrets, task
+from launcher import clusters, fit, image, inputs, secrets, synced, task
 from launcher.errors import Refused, UserError
 from launcher.money.want import MARKETS, Market, want_of
 from launcher.quotas import ask, room, tool
@@ -141,6 +141,8 @@ def of_plan(plan: Plan, project: Project, secrets_file: Path | None = None) -> I
         "all are set",
         lambda: hidden.update(secrets.of(plan.profile, plan.image, secrets_file)),
     )
+    if secrets_file and secrets_file.expanduser().is_file():
+        yield stays(secrets_file, [project.root, *([plan.source.root] if plan.source else [])])
     container = task.container_of(plan.spec, plan.profile)
     if container and plan.profile.containers:
         yield image_of(container, hidden)
@@ -180,6 +182,27 @@ def folders(plan: Plan) -> Iterator[Finding]:
 
 def _sees_folders(plan: Plan) -> bool:
     return plan.profile.backend != "sky" or plan.profile.shared_filesystem
+
+
+def stays(file: Path, roots: Iterable[Path]) -> Finding:
+    """Whether a file of secrets is left out of the folders that SkyPilot copies to the nodes."""
+    try:
+        root = next((root for root in roots if synced.takes(root, file)), None)
+    except Refused as error:
+        return Finding("secrets file", None, f"it may be copied to the nodes: {error.message}", error.hint)
+    if root is None:
+        return Finding("secrets file", True, f"{file} is not copied to the nodes")
+    line = f"/{synced.name_in(root, file)}"
+    if (root / synced.IGNORE).exists():
+        ignored = f"put the line {line} into {root / synced.IGNORE}"
+    else:
+        ignored = f"make {root / synced.IGNORE} of {line} and what .gitignore names, which it stands in for"
+    return Finding(
+        "secrets file",
+        False,
+        f"{file} would be copied to every node, with {root}",
+        f"keep it outside of that folder, or {ignored}",
+    )
 
 
 def image_of(name: str, hidden: Mapping[str, str]) -> Finding:

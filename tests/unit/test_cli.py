@@ -299,6 +299,18 @@ def test_a_folder_of_this_machine_is_no_input_of_a_cloud(
     assert (taken.code, "refused" in taken.err) == (0, False), taken.err
 
 
+def test_a_launch_refuses_secrets_that_would_be_copied(
+    run: Run, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NEMO_SKY_ARTIFACTS", "s3://nobody-has-this/at-all")
+    (project / "tokens").write_text("MY_TOKEN=hunter2\n")
+    refused = run("launch", "demo", "prep", "--cloud", "aws", "--secrets", "tokens")
+    assert refused.code == 3
+    assert "secrets file: tokens would be copied to every node" in refused.err
+    assert "hunter2" not in refused.err
+    assert not (project / ".nemo-sky").exists()
+
+
 def test_the_doctor_refuses_what_it_would_ignore(run: Run) -> None:
     for words in (("--spot",), ("--nodes", "2"), ("--region", "x")):
         assert "none is named" in run("doctor", "--cloud", "aws", *words).err

@@ -166,6 +166,40 @@ def test_a_folder_is_an_input_where_the_nodes_see_it(tmp_path: Path) -> None:
     assert list(preflight.folders(shared)) == list(preflight.folders(planned())) == []
 
 
+def test_secrets_are_not_copied_with_a_folder(tmp_path: Path) -> None:
+    """Neither with the project's nor with another cookbook's; the hint is what mends it."""
+    home, book = tmp_path / "home", tmp_path / "book"
+    for root in (home, book):
+        (root / "deep").mkdir(parents=True)
+        (root / ".skyignore").write_text("*.env")
+        (root / "deep" / "tokens").write_text("A=1\n")
+        found = preflight.stays(root / "deep" / "tokens", [home, book])
+        assert (found.ok, found.forceable) == (False, False)
+        assert f"would be copied to every node, with {root}" in found.says
+        line = "put the line /deep/tokens into "
+        assert found.hint
+        assert f"{line}{root}/.skyignore" in found.hint
+        with (root / ".skyignore").open("a") as file:
+            file.write("\n/deep/tokens\n")
+        assert preflight.stays(root / "deep" / "tokens", [home, book]).ok is True
+    (tmp_path / "tokens").write_text("A=1\n")
+    assert preflight.stays(tmp_path / "tokens", [home, book]).ok is True
+    (home / ".skyignore").unlink()
+    found = preflight.stays(home / "deep" / "tokens", [home])
+    assert found.hint
+    assert "keep it outside" in found.hint
+    assert "what .gitignore names" in found.hint
+
+
+def test_what_skypilot_cannot_say_of_secrets_is_unknown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".skyignore").write_text("tokens\n")
+    (tmp_path / "tokens").write_text("A=1\n")
+    monkeypatch.setenv("PATH", "")  # no rsync
+    assert preflight.stays(tmp_path / "tokens", [tmp_path]).ok is None
+
+
 def test_checkpoints_need_their_room() -> None:
     """14 bytes for each of 31.6e9 parameters, half of them on each of two disks of 2000 GB: nine fit."""
     (found,) = preflight.disk(planned("checkpoint.most_recent_k=8"))
