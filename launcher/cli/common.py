@@ -84,6 +84,16 @@ OnDemandOption = Annotated[bool, typer.Option("--on-demand", help="Not on spot, 
 SpotFirstOption = Annotated[
     bool, typer.Option("--spot-first", help="On spot while there is some, else on-demand.")
 ]
+ManagedOption = Annotated[
+    bool, typer.Option("--managed", help="As a managed job, which SkyPilot recovers by itself.")
+]
+RetriesOption = Annotated[
+    int, typer.Option("--retries", min=0, help="How often a managed job that failed is begun again.")
+]
+SecretsOption = Annotated[
+    Path | None,
+    typer.Option("--secrets", metavar="FILE", help="NAME=value lines that the job needs and no file shows."),
+]
 StageArgument = Annotated[
     list[str],
     typer.Argument(

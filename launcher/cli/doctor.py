@@ -13,10 +13,13 @@ from launcher.cli.common import (
     Context,
     GpusOption,
     JsonOption,
+    ManagedOption,
     NodesOption,
     OnDemandOption,
     ProjectOption,
     RegionOption,
+    RetriesOption,
+    SecretsOption,
     SpotFirstOption,
     SpotOption,
     ZoneOption,
@@ -47,6 +50,9 @@ def doctor(
     spot: SpotOption = False,
     on_demand: OnDemandOption = False,
     spot_first: SpotFirstOption = False,
+    managed: ManagedOption = False,
+    retries: RetriesOption = 0,
+    secrets: SecretsOption = None,
     project: ProjectOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -66,7 +72,8 @@ def doctor(
     place = cluster_name(cloud, cluster, default="local")
     store = flow.open_store(found)
     placement = clusters.Placement(region, zone, gpus, market(spot, on_demand, spot_first))
-    if not stage and (config or nodes or placement != clusters.Placement()):
+    of_a_stage = (config, nodes, managed, retries, secrets, placement != clusters.Placement())
+    if not stage and any(of_a_stage):
         raise UserError(
             "--config, --nodes and the like say what a stage needs, and none is named",
             hint="nemo-sky doctor FAMILY STAGE ...",
@@ -76,12 +83,21 @@ def doctor(
     if stage:
         name = stage_name(stage)
         request = Request(
-            name.family, name.stage, place, config, name.overrides, nodes=nodes, placement=placement
+            name.family,
+            name.stage,
+            place,
+            config,
+            name.overrides,
+            nodes=nodes,
+            placement=placement,
+            managed=managed,
+            retries=retries,
+            secrets=secrets,
         )
         drafts = plans(request, found, select(request, found))
         for draft, later in zip(drafts, awaited(drafts), strict=True):
             findings += preflight.of_inputs(draft, later, found, store)
-            findings += preflight.of_plan(draft, found)
+            findings += preflight.of_plan(draft, found, secrets)
         findings += preflight.quotas([to_task(draft, found, job_dir="") for draft in drafts])
     if json:
         print_json([asdict(item) for item in findings])

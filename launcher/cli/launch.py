@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,10 +13,13 @@ from launcher.cli.common import (
     Context,
     GpusOption,
     JsonOption,
+    ManagedOption,
     NodesOption,
     OnDemandOption,
     ProjectOption,
     RegionOption,
+    RetriesOption,
+    SecretsOption,
     SpotFirstOption,
     SpotOption,
     StageArgument,
@@ -44,22 +46,13 @@ def launch(
     spot: SpotOption = False,
     on_demand: OnDemandOption = False,
     spot_first: SpotFirstOption = False,
-    managed: Annotated[
-        bool, typer.Option("--managed", help="As a managed job, which SkyPilot recovers by itself.")
-    ] = False,
-    retries: Annotated[
-        int, typer.Option("--retries", min=0, help="How often a managed job that failed is begun again.")
-    ] = 0,
+    managed: ManagedOption = False,
+    retries: RetriesOption = 0,
     preemptions: Annotated[
         int | None,
         typer.Option("--preemptions", min=0, help="How many preemptions it may suffer; default: any number."),
     ] = None,
-    secrets: Annotated[
-        Path | None,
-        typer.Option(
-            "--secrets", metavar="FILE", help="NAME=value lines that the job needs and no file shows."
-        ),
-    ] = None,
+    secrets: SecretsOption = None,
     budget: Annotated[
         str | None, typer.Option("--budget", metavar="$", help="The most the run may cost, all attempts.")
     ] = None,

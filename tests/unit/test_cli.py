@@ -311,8 +311,30 @@ def test_a_launch_refuses_secrets_that_would_be_copied(
     assert not (project / ".nemo-sky").exists()
 
 
+def test_the_doctor_takes_secrets_from_where_a_launch_does(
+    project: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    home = tmp_path_factory.mktemp("home")
+    (home / "tokens").write_text("MY_TOKEN=hunter2\n")
+    (home / "ours.yaml").write_text("extends: aws\nsecrets: [MY_TOKEN]\n")
+    # No SkyPilot answers there, and so it starts none here.
+    env = {**os.environ, "HOME": str(home), "SKYPILOT_API_SERVER_ENDPOINT": "http://127.0.0.1:1"}
+
+    def says(*words: str) -> str:
+        command = [sys.executable, "-m", "launcher.cli.main", "doctor", "demo", "prep"]
+        command += ["--cluster", str(home / "ours.yaml"), "--managed", *words]
+        done = subprocess.run(command, capture_output=True, text=True, env=env)
+        assert "hunter2" not in done.stdout + done.stderr
+        return done.stdout
+
+    assert "FAILED  secrets: the profile ours needs the secret MY_TOKEN" in says()
+    given = says("--secrets", str(home / "tokens"))
+    assert "     ok  secrets: all are set\n" in given
+    assert f"     ok  secrets file: {home / 'tokens'} is not copied to the nodes\n" in given
+
+
 def test_the_doctor_refuses_what_it_would_ignore(run: Run) -> None:
-    for words in (("--spot",), ("--nodes", "2"), ("--region", "x")):
+    for words in (("--spot",), ("--nodes", "2"), ("--region", "x"), ("--managed",), ("--secrets", "x")):
         assert "none is named" in run("doctor", "--cloud", "aws", *words).err
     assert "--spot means nothing on this machine" in run("doctor", "demo", "train", "--spot").err
 
