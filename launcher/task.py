@@ -216,12 +216,17 @@ def _setup(spec: Runspec, profile: Profile, source: Source | None) -> str:
         needs = shlex.join([*AGENT_NEEDS, *spec.dependencies])
         python = (spec.requires_python or "3.11").strip("<>=~! ").split(",")[0]
         parts += [
-            "command -v uv >/dev/null || python3 -m pip install --quiet --user uv",
+            'nemo_sky_stop() { echo "[nemo-sky] the set-up ends here: $1" >&2; exit 1; }',
+            # Where SkyPilot has put uv (SKY_UV_INSTALL_DIR of 0.14.1's skylet/constants.py), as pip would.
             'export PATH="$HOME/.local/bin:$PATH"',
+            "command -v uv >/dev/null || python3 -m pip install --quiet --user uv ||",
+            "  nemo_sky_stop 'there is no uv, and pip cannot install it: do it in `setup` of the profile'",
             # Nodes that share a home, as on Slurm, make it one after another.
             'mkdir -p "$HOME/.nemo-sky"; exec 9>"$HOME/.nemo-sky/venv.lock"; flock 9',
-            f'[ -x "{VENV}/bin/python" ] || uv venv --quiet --python {python} "{VENV}"',
-            f'uv pip install --quiet --python "{VENV}/bin/python" {needs}',
+            f'[ -x "{VENV}/bin/python" ] || uv venv --quiet --python {python} "{VENV}" ||',
+            f"  nemo_sky_stop 'uv cannot make a virtual environment of Python {python}'",
+            f'uv pip install --quiet --python "{VENV}/bin/python" {needs} ||',
+            "  nemo_sky_stop 'uv cannot install the dependencies that the script and the agent name'",
             "flock -u 9",
         ]
     for checkout in source.checkouts if source else ():

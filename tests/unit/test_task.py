@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -144,6 +145,61 @@ def test_an_image_installs_the_agent_and_a_bare_node_the_scripts_needs(tmp_path:
     bare = build(spec_of(tmp_path, image=False))["setup"]
     assert "uv venv" in bare
     assert "torch==2.13.0" in bare
+
+
+def bare_node(folder: Path, home: dict[str, str], elsewhere: dict[str, str]) -> tuple[int, str, list[str]]:
+    """Run the set-up of a bare node under bash: its exit code, what it says, and what was called. The
+    programs ``home`` are in ~/.local/bin, where SkyPilot puts uv, those ``elsewhere`` on PATH; each ends by
+    its text."""
+    calls = folder / "calls"
+    calls.write_text("")
+    for where, programs in ((folder / "home/.local/bin", home), (folder / "bin", elsewhere)):
+        where.mkdir(parents=True)
+        for name, end in programs.items():
+            (where / name).write_text(f'#!/bin/bash\necho "{where.name} {name} $*" >> {calls}\n{end}\n')
+            (where / name).chmod(0o755)
+    for name in ("bash", "mkdir", "flock"):
+        (folder / "bin" / name).symlink_to(shutil.which(name) or name)
+    done = subprocess.run(
+        [folder / "bin" / "bash", "-c", build(spec_of(folder, image=False))["setup"]],
+        env={"HOME": str(folder / "home"), "PATH": str(folder / "bin")},
+        capture_output=True,
+        text=True,
+    )
+    return done.returncode, done.stderr, calls.read_text().splitlines()
+
+
+def test_a_bare_node_takes_the_uv_that_skypilot_has_put_there(tmp_path: Path) -> None:
+    code, said, calls = bare_node(tmp_path, {"uv": "exit 0"}, {"python3": "exit 1"})
+    assert (code, said) == (0, "")
+    venv = tmp_path / "home/.nemo-sky/venv"
+    assert calls[0] == f"bin uv venv --quiet --python 3.11 {venv}"
+    assert calls[1].startswith(f"bin uv pip install --quiet --python {venv}/bin/python pyyaml>=6 ")
+    assert calls[1].endswith(" torch==2.13.0")
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize(
+    ("uv", "elsewhere", "message", "last"),
+    [
+        (None, {"python3": "exit 1"}, "there is no uv, and pip cannot install it", "python3 -m pip"),
+        (
+            None,
+            {"python3": "exit 0"},
+            "uv cannot make a virtual environment of Python 3.11",
+            "python3 -m pip",
+        ),
+        ("exit 2", {}, "uv cannot make a virtual environment of Python 3.11", "uv venv"),
+        ('[ "$1" = venv ]', {}, "uv cannot install the dependencies that the script", "uv pip install"),
+    ],
+)
+def test_a_set_up_that_cannot_go_on_says_at_what(
+    tmp_path: Path, uv: str | None, elsewhere: dict[str, str], message: str, last: str
+) -> None:
+    code, said, calls = bare_node(tmp_path, {"uv": uv} if uv else {}, elsewhere)
+    assert code == 1
+    assert f"[nemo-sky] the set-up ends here: {message}" in said
+    assert calls[-1].startswith(f"bin {last}")
 
 
 def on_machine(folder: Path, text: str, nodes: int = 1) -> task.Task:
