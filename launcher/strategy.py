@@ -66,6 +66,7 @@ def job_recovery(
         "price": None if price is None else price * plan.nodes,
         "deadline": None if booked.deadline is None else booked.deadline / 1000,
         "work": work,
+        "reservation": booked.entry.key,
     }
     kept = {key: value for key, value in task["resources"]["job_recovery"].items() if key != "strategy"}
     return {"strategy": STRATEGY, **kept, KEY: terms}

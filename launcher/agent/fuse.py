@@ -15,9 +15,11 @@ Runs under SkyPilot's own Python (3.10) and imports nothing of ours: that is the
 
 from __future__ import annotations
 
+import calendar
 import fcntl
 import math
 import os
+import re
 import subprocess
 import sys
 import time
@@ -36,6 +38,26 @@ def file_of(run_id: str) -> Path:
     """The file of the run's fuse on this node. Homes may be shared: on Slurm it names the allocation."""
     allocation = os.environ.get("SLURM_JOB_ID")
     return Path.home() / ".nemo-sky" / "fuse" / (f"{run_id}-{allocation}" if allocation else run_id)
+
+
+def started() -> float | None:
+    """When the Slurm allocation of this node began, in seconds since the epoch; None off Slurm, and where it
+    cannot be found out. A newer Slurm says it in the job's environment, and `scontrol` of any."""
+    allocation = os.environ.get("SLURM_JOB_ID")
+    if not allocation:
+        return None
+    if (known := os.environ.get("SLURM_JOB_START_TIME", "")).isdigit():
+        return float(known)
+    env = {key: value for key, value in os.environ.items() if key != "SLURM_TIME_FORMAT"}
+    words = ["scontrol", "show", "job", allocation]
+    try:
+        done = subprocess.run(
+            words, env={**env, "TZ": "UTC"}, capture_output=True, text=True, timeout=_AGAIN_S
+        )
+        found = re.search(r"\bStartTime=(\S+)", done.stdout)
+        return float(calendar.timegm(time.strptime(found[1], "%Y-%m-%dT%H:%M:%S"))) if found else None
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return None
 
 
 def move(file: Path, burns: float) -> None:

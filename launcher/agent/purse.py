@@ -52,7 +52,8 @@ _LEAST_WAIT_S = 2.0  # for one call to the ledger, however short the interval
 _POLL_S = 1.0
 _SEEN_S = 60.0  # for whoever watches the job to see its end
 _LOOK_MS = 60_000  # a machine that sleeps, or whose clock is set, is not late by more
-_SHARED = ("local", "fake", "kubernetes", "slurm", "ssh")  # an uptime there is not of our instance
+_SHARED = ("local", "fake", "kubernetes", "ssh")  # an uptime there is not of our instance
+_BEFORE_BOOT_MS = 120_000  # that an instance may be paid for before its kernel runs
 
 
 class Purse:
@@ -66,6 +67,7 @@ class Purse:
         self._capped = job.money.capped
         self._fuse = fuse.file_of(job.run_id)
         self._deadline = job.money.deadline
+        self._began = _began(node, now_ms(), self._lease.setup)
         self._entry: Entry | None = None
         self._before = 0
         self._trouble = Once()
@@ -144,7 +146,9 @@ class Purse:
         if own in held.entries:
             return held  # the reply was lost
         with contextlib.suppress(Closed):
-            taken = accounts.adopt(held, key, number, self._node.place)
+            # Of what was waited for, FAILOVER may have spent a set-up on nodes that were lost in it.
+            began = None if self._began is None else self._began - self._lease.recovery
+            taken = accounts.adopt(held, key, number, self._node.place, began)
             return accounts.renew(taken, key, self._lease.next(now))
         price, place, pattern = job.price_per_hour, self._node.place, held.entries.get(key)
         entry = Entry(
@@ -164,8 +168,8 @@ class Purse:
         facts = job.provenance
         user, cluster = str(facts.get("user") or "unknown"), str(facts.get("cluster") or "unknown")
         about = About(job.family, job.stage, user, cluster)
-        booted = _booted(place.get("cloud"), now, self._lease.setup)
-        return failover.enter(held, entry, about, self._lease, now, booted)
+        began = now - self._lease.setup if self._began is None else self._began
+        return failover.enter(held, entry, about, self._lease, now, began)
 
     def _renew(self, held: Account) -> Account:
         return accounts.renew(held, self._key, self._lease.next(now_ms()))
@@ -282,9 +286,19 @@ def look(attempt: Attempt, stop: Stop) -> dict[str, Any] | None:
     return facts
 
 
-def _booted(cloud: str | None, now: int, setup: int) -> int:
-    """When the instances of this attempt were launched, in milliseconds since the epoch: when this machine
-    started; where others share it, a set-up ago."""
-    if (cloud or "local").lower() in _SHARED:
-        return now - setup
-    return now - round(1000 * float(Path("/proc/uptime").read_text().split()[0]))
+def _began(node: Node, now: int, setup: int) -> int | None:
+    """Since when the nodes of this attempt are paid for, in milliseconds since the epoch, and rather too
+    early; None where nobody knows.
+
+    On Slurm that is when the allocation began. On a cloud it is when this machine started, less what may be
+    paid before; of several nodes the first need not be the oldest, so there it is a set-up ago at the latest.
+    A machine that others share has been up for long: no entry begins before it was launched.
+    """
+    cloud = (node.place.get("cloud") or "local").lower()
+    if cloud == "slurm":
+        started = fuse.started()
+        return None if started is None else round(1000 * started)
+    if cloud in _SHARED:
+        return None
+    booted = now - round(1000 * float(Path("/proc/uptime").read_text().split()[0])) - _BEFORE_BOOT_MS
+    return booted if node.count == 1 else min(booted, now - setup)

@@ -217,13 +217,21 @@ def renew(account: Account, key: str, until: int) -> Account:
     return _with(account, replace(entry, until=max(until, entry.launched)))
 
 
-def adopt(account: Account, key: str, attempt: int, place: Mapping[str, str | None]) -> Account:
-    """An agent takes the entry over. Raises Closed when another attempt has it, or it is settled."""
+def adopt(
+    account: Account, key: str, attempt: int, place: Mapping[str, str | None], began: int | None = None
+) -> Account:
+    """An agent takes the entry over, whose nodes are there since ``began`` (milliseconds since the epoch,
+    None where nobody knows): what was waited for them has cost nothing.
+
+    Raises Closed when another attempt has it, or it is settled.
+    """
     entry = account.entries.get(key)
     if entry is None or entry.ended is not None or entry.attempt not in (None, attempt):
         raise Closed(f"the entry {key} is not free")
     cloud, region, zone = (place.get(name) or getattr(entry, name) for name in ("cloud", "region", "zone"))
     cloud = cloud and cloud.lower()  # SkyPilot's AWS, the profile's aws
+    launched = entry.launched if began is None else max(entry.launched, began)
+    entry = replace(entry, launched=launched, until=max(entry.until, launched))
     return _with(account, replace(entry, attempt=attempt, cloud=cloud, region=region, zone=zone))
 
 

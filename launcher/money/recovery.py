@@ -36,7 +36,8 @@ class Terms:
     """What the launch tells the strategy, as ``nemo_sky`` in the task's ``job_recovery``.
 
     ``began`` and ``deadline`` are in seconds since the epoch, ``work`` in seconds at full speed, ``price`` in
-    dollars per hour of all nodes where the profile says one. None: no such thing, or nobody knows.
+    dollars per hour of all nodes where the profile says one. ``reservation`` is the launcher's entry in the
+    ledger. None: no such thing, or nobody knows.
     """
 
     run: str
@@ -49,6 +50,7 @@ class Terms:
     price: float | None = None
     deadline: float | None = None
     work: float | None = None
+    reservation: str | None = None
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ def decide(asked: Mapping[str, Any], now: float) -> dict[str, Any]:
     ledger, name = open_ledger(store), account_name(terms.run, terms.experiment)
     running = asked["running"]
     if running is None:
-        held = ledger.change(name, lambda held: _without_nodes(held, terms.run, asked["event"], now))
+        held = ledger.change(name, lambda held: _without_nodes(held, terms, asked["event"], now))
     else:
         held = ledger.read(name)
     left = held.left(terms.run)
@@ -166,9 +166,14 @@ def _step(store: Store, run: str) -> int | None:
     return newest.step if newest else None
 
 
-def _without_nodes(held: Account, run: str, event: Mapping[str, Any] | None, now: float) -> Account:
-    """The account when no node of the run is left at ``now``. What no node ever ran for costs nothing. A
+def _without_nodes(held: Account, terms: Terms, event: Mapping[str, Any] | None, now: float) -> Account:
+    """The account when no node of the run is left at ``now``. What no node ever ran for costs nothing: the
+    launcher's own reservation, instead of which each launch here has one, and a launch that was refused. A
     controller that runs since before an upgrade does not say ``was_up``."""
+    run = terms.run
+    own = held.entries.get(terms.reservation or "")
+    if own and own.attempt is None and own.ended is None:
+        held = accounts.settle(held, own.key, own.launched)
     if (
         event
         and event["what"] == "refused"

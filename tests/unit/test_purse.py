@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import signal
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -54,7 +55,7 @@ class Failover:
         cap = chance.randint(110, 600) * MICROS
         first = Entry("r/first", "r", PRICE, self.now, LEASE.reserved(self.now))
         held = accounts.reserve(with_budget(cap), first, ABOUT)
-        booted, attempt = self.now, 0
+        booted, attempt = self.now + chance.choice([0, 5, 600]) * MINUTE, 0
         while True:
             setup = chance.randint(0, LEASE.setup)
             if attempt and chance.random() < 0.2:
@@ -73,7 +74,8 @@ class Failover:
         """From the agent's first look to the end of the nodes; whether it ended by the budget."""
         key = accounts.free(held, "r")
         if key:
-            held = accounts.renew(accounts.adopt(held, key, number, {}), key, LEASE.next(self.now))
+            taken = accounts.adopt(held, key, number, {}, booted - LEASE.recovery)
+            held = accounts.renew(taken, key, LEASE.next(self.now))
         else:
             key = f"r/attempt-{number}"
             entry = Entry(key, "r", PRICE, self.now, LEASE.next(self.now), attempt=number)
@@ -176,12 +178,14 @@ def handlers() -> Iterator[None]:
         signal.signal(number, handler)
 
 
-def purse_of(root: Path, number: int, **terms: Any) -> Purse:
+def purse_of(
+    root: Path, number: int, cloud: str | None = None, nodes: int = 1, lease: Lease = LEASE, **terms: Any
+) -> Purse:
     facts: dict[str, Any] = dict.fromkeys(("s3_endpoint", "tracking", "output", "keep"))
-    money = Terms(capped=True, lease=LEASE, **terms)
+    money = Terms(**{"capped": True, "lease": lease, **terms})
     job = Job("r", "tiny", "pretrain", "tiny", str(root), inputs={}, price_per_hour=120.0, provenance={},
               config={}, money=money, **facts)  # fmt: skip
-    node = Node(0, 1, ("127.0.0.1",), root / "work", root / "config.yaml", {"cloud": None})
+    node = Node(0, nodes, ("127.0.0.1",), root / "work", root / "config.yaml", {"cloud": cloud})
     return Purse(job, node, Attempt(open_store(str(root)), "r", number), Stop())
 
 
@@ -198,6 +202,77 @@ def preempted(root: Path, dollars_left: float) -> None:
 
 def entries(root: Path) -> list[Entry]:
     return open_ledger(open_store(str(root))).read(account_name("r", None)).of("r")
+
+
+YEAR = 365 * 24 * HOUR_MS
+
+
+def reserved(root: Path, launched: int, budget: int = 180) -> None:
+    """The launcher has reserved its first lease at $120 an hour, since when its nodes are waited for."""
+    entry = Entry("r/first", "r", PRICE, launched, LEASE.reserved(launched))
+    held = accounts.reserve(with_budget(budget * MICROS), entry, ABOUT)
+    open_ledger(open_store(str(root))).change(account_name("r", None), lambda _: held)
+
+
+def adopted(root: Path, **facts: Any) -> int:
+    """When the entry that an attempt takes over has begun to cost, in milliseconds since the epoch."""
+    purse = purse_of(root, 1, **facts)
+    purse.open()
+    purse.close()
+    (entry,) = entries(root)
+    assert entry.attempt == 1
+    return entry.launched
+
+
+OURS = replace(LEASE, recovery=0)
+
+
+def test_a_day_in_slurm_s_queue_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At $120/h it would have been the budget sixteen times over: the run would end before it trains."""
+    reserved(tmp_path, now_ms() - 24 * HOUR_MS)
+    began = int(time.time()) - 120
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    monkeypatch.setenv("SLURM_JOB_START_TIME", str(began))
+    assert adopted(tmp_path, cloud="Slurm", lease=OURS) == began * 1000
+
+
+def test_an_older_slurm_is_asked_when_the_allocation_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reserved(tmp_path, now_ms() - 24 * HOUR_MS)
+    began = int(time.time()) - 120
+    said = time.strftime("JobId=77 JobName=x\n   StartTime=%Y-%m-%dT%H:%M:%S EndTime=x", time.gmtime(began))
+    tool = tmp_path / "bin" / "scontrol"
+    tool.parent.mkdir()
+    tool.write_text(f'#!/bin/bash\n[ "$TZ $*" != "UTC show job 77" ] || echo "{said}"\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    monkeypatch.setenv("TZ", "Asia/Kolkata")
+    monkeypatch.delenv("SLURM_JOB_START_TIME", raising=False)
+    monkeypatch.setenv("PATH", str(tool.parent), prepend=":")
+    assert adopted(tmp_path, cloud="Slurm", lease=OURS) == began * 1000
+
+
+def test_an_instance_costs_from_shortly_before_it_started(tmp_path: Path) -> None:
+    reserved(tmp_path, now_ms() - 30 * YEAR, budget=10**9)
+    started = now_ms() - 1000 * float(Path("/proc/uptime").read_text().split()[0])
+    assert adopted(tmp_path, cloud="aws", lease=OURS) == pytest.approx(started - 120_000, abs=5000)
+
+
+def test_of_several_nodes_and_of_what_failover_may_have_lost_none_is_counted_short(tmp_path: Path) -> None:
+    """Node 0 need not be the oldest, and nodes that were lost in their set-up have left no entry."""
+    reserved(tmp_path, now_ms() - 30 * YEAR, budget=10**9)
+    slow = Lease(setup=20 * YEAR, check=MINUTE, save=MINUTE, teardown=MINUTE, recovery=HOUR_MS)
+    earliest = now_ms() - slow.setup - slow.recovery
+    assert adopted(tmp_path, cloud="aws", nodes=2, lease=slow) == pytest.approx(earliest, abs=5000)
+
+
+@pytest.mark.parametrize("cloud", [None, "kubernetes", "aws"])
+def test_no_attempt_begins_before_it_was_launched(tmp_path: Path, cloud: str | None) -> None:
+    """Though the machine is up for longer, as one that others share."""
+    launched = now_ms() - 2000
+    reserved(tmp_path, launched)
+    assert adopted(tmp_path, cloud=cloud) == launched
 
 
 def test_a_recovery_that_the_cap_does_not_pay_ends_at_once_and_is_in_the_ledger(tmp_path: Path) -> None:

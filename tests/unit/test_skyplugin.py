@@ -93,6 +93,24 @@ def test_a_launch_is_reserved_before_it_is_answered_and_the_budget_ends_the_job(
     assert [(event["place"], event["what"]) for event in seen] == [("a1", "lost"), ("a2", "lost")]
 
 
+def test_the_launcher_s_own_reservation_costs_nothing_once_there_is_one_of_each_launch(
+    tmp_path: Path,
+) -> None:
+    """An hour passed until SkyPilot's controller asked for the first time, and none of it had a node."""
+    with_budget(tmp_path, 4.0)
+    ledger, name = open_ledger(open_store(str(tmp_path))), account_name("r", None)
+    at = round((NOW - 3600) * 1000)
+    own = accounts.Entry("r/own", "r", 10 * MICROS, at, at + 20 * 60_000)
+    ledger.change(name, lambda held: accounts.reserve(held, own, ABOUT))
+    terms = {**question(tmp_path)["terms"], "reservation": "r/own"}
+    assert decide(question(tmp_path, terms=terms), NOW)["do"] == "launch"
+    first, launched = ledger.read(name).of("r")
+    assert (first.key, first.cost, first.ended) == ("r/own", 0, at)
+    assert launched.zone == "a1"
+    assert decide(question(tmp_path, terms=terms), NOW + 60)["do"] == "launch"
+    assert ledger.read(name).entries["r/own"] == first
+
+
 def test_a_look_at_the_market_reserves_nothing(tmp_path: Path) -> None:
     with_budget(tmp_path, 4.0)
     on_demand = {"price": 40.0, "zone": None, "cloud": "aws", "region": "us-east-1"}
