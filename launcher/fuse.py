@@ -1,4 +1,4 @@
-"""Gives a capped task its fuse; see ``launcher.agent.fuse``, which is what runs on the node."""
+"""Gives a task with a cap or a deadline its fuse; see ``launcher.agent.fuse``, which runs on the node."""
 
 from __future__ import annotations
 
@@ -23,13 +23,22 @@ fi
 """
 
 
-def arm(task: Task, lease: Lease, longest: int | None) -> Task:
-    """The task whose first node goes down when its lease ends without a renewal. ``longest``: the
-    milliseconds that the whole budget pays for, None when that has no end."""
-    envs = {**task["envs"], "NEMO_SKY_FUSE_S": str(lease.burns_at(lease.first(0)) / 1000)}
-    if longest is not None:
-        envs["NEMO_SKY_FUSE_LONGEST_S"] = str(longest / 1000)
-    words = f"arm {_FILE} $NEMO_SKY_FUSE_S $NEMO_SKY_FUSE_LONGEST_S"
+def arm(
+    task: Task, lease: Lease, longest: int | None, deadline: int | None = None, *, capped: bool = True
+) -> Task:
+    """The task whose first node goes down when its lease ends without a renewal; not ``capped``, it holds no
+    lease, and goes for its deadline. ``longest``: the milliseconds that the whole budget pays for, None when
+    that has no end; ``deadline`` in milliseconds since the epoch, None without one."""
+    at = 0 if capped or deadline is None else lease.burns_at(deadline)
+    envs = {
+        **task["envs"],
+        "NEMO_SKY_FUSE_S": str(lease.burns_at(lease.first(0)) / 1000),
+        "NEMO_SKY_FUSE_AT": str(at / 1000),
+        "NEMO_SKY_FUSE_LONGEST_S": "inf" if longest is None else str(longest / 1000),
+        "NEMO_SKY_FUSE_DEADLINE": "inf" if deadline is None else str(deadline / 1000),
+    }
+    names = ("S", "AT", "LONGEST_S", "DEADLINE")
+    words = " ".join(["arm", _FILE, *(f"$NEMO_SKY_FUSE_{name}" for name in names)])
     # A scheduler may end what the set-up started with it: the job looks after it once more.
     setup = _START.format(rank="SKYPILOT_SETUP_NODE_RANK", words=words) + task.get("setup", "")
     run = _START.format(rank="SKYPILOT_NODE_RANK", words=f"keep {_FILE}") + task["run"]

@@ -55,8 +55,9 @@ def write(
     if ours and booked:
         recovery = strategy.job_recovery(submitted, plan, request, store, booked)
         submitted["resources"]["job_recovery"] = recovery
-    if booked and booked.capped and plan.profile.backend == "sky":
-        submitted = fuse.arm(submitted, booked.lease, booked.longest)
+    if booked and (booked.capped or booked.deadline is not None) and plan.profile.backend == "sky":
+        terms = (booked.lease, booked.longest, booked.deadline)
+        submitted = fuse.arm(submitted, *terms, capped=booked.capped)
     if names := secrets.of(plan.profile, plan.image, request.secrets):
         submitted["secrets"] = dict.fromkeys(names)
     runs.write_text(folder / "job" / "train.yaml", config.dump_yaml(plan.values))

@@ -1,14 +1,18 @@
-"""The fuse: takes the nodes down when a capped run's lease is over, with everybody else dead.
+"""The fuse: takes the nodes down when a run's lease or its deadline is over, with everybody else dead.
 
-    python fuse.py arm FILE SECONDS [LONGEST]    it burns in SECONDS from now, unless FILE gets a later time
-    python fuse.py keep FILE                     have a process watch FILE, if none does
+    python fuse.py arm FILE SECONDS AT LONGEST DEADLINE
+        it burns in SECONDS from now, and not before AT, unless FILE gets another time
+    python fuse.py keep FILE
+        have a process watch FILE, if none does
 
 The task's set-up arms it on the first node, before anything that takes long; every renewal of the lease
 moves the time in FILE, in seconds since the epoch. A process without session or parent watches FILE. What it
 does when it burns needs neither the launcher, the controller nor the agent: on Slurm ``scancel`` of its own
 allocation, elsewhere it tells SkyPilot's skylet on this node to take the cluster down at once, whatever runs,
-until this machine is gone. On Slurm the allocation's time limit is lowered as well, to LONGEST seconds: what
-the whole budget pays for.
+until this machine is gone. On Slurm the allocation's time limit is lowered as well, to LONGEST seconds, what
+the whole budget pays for, and to DEADLINE. AT and DEADLINE are in seconds since the epoch, for a recovery
+arms it anew: one that comes too late has SECONDS all the same, in which its agent says so and ends the job.
+What there is not is 0 for AT and else `inf`.
 
 Runs under SkyPilot's own Python (3.10) and imports nothing of ours: that is there before the job's is.
 """
@@ -72,11 +76,14 @@ def _write(file: Path, burns: float) -> None:
     new.replace(file)
 
 
-def arm(file: Path, seconds: float, longest: float | None) -> None:
+def arm(file: Path, seconds: float, at: float, longest: float, deadline: float) -> None:
     """Write the time, and see that somebody watches it."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    _write(file, time.time() + seconds)
-    if longest is not None and (allocation := os.environ.get("SLURM_JOB_ID")):
+    soon = time.time() + seconds
+    _write(file, max(soon, at))
+    if math.isfinite(deadline) and (began := started()) is not None:
+        longest = min(longest, max(soon, deadline) - began)
+    if math.isfinite(longest) and (allocation := os.environ.get("SLURM_JOB_ID")):
         limit = f"TimeLimit={math.ceil(longest / 60)}"
         # Only an operator may raise it: a partition's own, shorter limit stays.
         subprocess.run(["scontrol", "update", f"JobId={allocation}", limit], capture_output=True)
@@ -129,11 +136,9 @@ def burn() -> None:
 
 if __name__ == "__main__":
     match sys.argv[1:]:
-        case ["arm", path, seconds]:
-            arm(Path(path), float(seconds), None)
-        case ["arm", path, seconds, longest]:
-            arm(Path(path), float(seconds), float(longest))
+        case ["arm", path, seconds, at, longest, deadline]:
+            arm(Path(path), float(seconds), float(at), float(longest), float(deadline))
         case ["keep", path]:
             keep(Path(path))
         case _:
-            sys.exit("usage: fuse.py arm FILE SECONDS [LONGEST] | keep FILE")
+            sys.exit("usage: fuse.py arm FILE SECONDS AT LONGEST DEADLINE | keep FILE")

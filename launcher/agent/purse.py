@@ -83,6 +83,8 @@ class Purse:
         """
         late = self._deadline is not None and now_ms() >= self._lease.stop_at(self._deadline)
         if self._deadline is not None and not late:
+            if not self._capped:  # until a renewal says otherwise
+                fuse.move(self._fuse, self._lease.burns_at(self._deadline) / 1000)
             threading.Thread(target=self._watch_deadline, name="deadline", daemon=True).start()
         try:
             self._use(insist(lambda: self._ledger.change(self._name, self._begin), START_RETRY_S))
@@ -112,8 +114,7 @@ class Purse:
         """The attempt is over; the entry ends now, and the nodes soon, should nobody take them down."""
         self._closing.set()
         self.settle()
-        if self._capped:
-            fuse.move(self._fuse, time.time() + max(self._lease.teardown / 2000, _SEEN_S))
+        fuse.move(self._fuse, time.time() + max(self._lease.teardown / 2000, _SEEN_S))
 
     def settle(self) -> None:
         """What is left to do takes no money worth a lease: the entry ends now, as far as can be said. One

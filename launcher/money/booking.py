@@ -145,7 +145,13 @@ def book(
     # Of the whole caps: what others hold of an experiment's now may become free.
     price, whole = order.entry.price, [cap for _, cap, _ in held.caps(run.run_id)]
     longest = accounts.affordable_ms(price, min(whole)) if price and whole else None
-    return Booking(name, order.entry, run.experiment, bool(held.caps(run.run_id)), lease, end, longest)
+    capped = bool(held.caps(run.run_id))
+    if request.detach and not plan.managed and plan.profile.backend == "sky" and not capped and end is None:
+        # Without a fuse, and with nobody to take them down, its nodes stay until SkyPilot's skylet has seen
+        # them idle for so long, and looks.
+        idle = (plan.profile.idle_minutes + 1) * 60_000
+        lease = replace(lease, teardown=max(lease.teardown, idle))
+    return Booking(name, order.entry, run.experiment, capped, lease, end, longest)
 
 
 def foretell(plan: Plan, request: Request, project: Project, store: Store, task: Task) -> list[str]:

@@ -6,7 +6,9 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -21,7 +23,7 @@ LEASE = Lease(setup=200, check=100, save=100, teardown=600_000)
 
 
 @pytest.fixture
-def env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+def env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
     """A node of Slurm: its commands only write down how they were called; `scancel` ends its caller."""
     tools = tmp_path / "bin"
     tools.mkdir()
@@ -32,12 +34,15 @@ def env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     (tmp_path / ".sky/python_path").write_text(sys.executable)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("SLURM_JOB_ID", "77")
-    return {
+    yield {
         "HOME": str(tmp_path),
         "PATH": f"{tools}:{os.environ['PATH']}",
         "SLURM_JOB_ID": "77",
         "NEMO_SKY_RUN_ID": "run-1",
     }
+    on_node.move(on_node.file_of("run-1"), 0.0)  # nobody watches it any longer
+    if on_node.file_of("run-1").exists():
+        assert until(lambda: "scancel 77" in called(tmp_path))
 
 
 def called(home: Path) -> list[str]:
@@ -45,8 +50,10 @@ def called(home: Path) -> list[str]:
     return file.read_text().splitlines() if file.exists() else []
 
 
-def start(env: dict[str, str], part: str, lease: Lease = LEASE, longest: int | None = None) -> str:
-    task = fuse.arm({"envs": {}, "setup": "echo set up\n", "run": "echo running\n"}, lease, longest)
+def start(
+    env: dict[str, str], part: str, lease: Lease = LEASE, longest: int | None = None, **more: Any
+) -> str:
+    task = fuse.arm({"envs": {}, "setup": "echo set up\n", "run": "echo running\n"}, lease, longest, **more)
     return subprocess.run(
         ["bash", "-c", task[part]],
         env={**env, **task["envs"]},
@@ -77,6 +84,42 @@ def test_it_burns_once_and_as_late_as_it_was_moved(env: dict[str, str], tmp_path
     assert until(lambda: called(tmp_path))
     time.sleep(0.5)
     assert called(tmp_path) == ["scancel 77"]
+
+
+DAY = 86_400
+
+
+def test_a_deadline_alone_is_kept_however_often_the_fuse_is_armed(env: dict[str, str]) -> None:
+    """A recovery's set-up arms it again, and that moves no deadline."""
+    lease = Lease(setup=60_000, check=60_000, save=60_000, teardown=120_000)
+    deadline = round(time.time() + DAY) * 1000
+    for _ in range(2):
+        start(env, "setup", lease, deadline=deadline, capped=False)
+        assert float(on_node.file_of("run-1").read_text()) == deadline / 1000 - 60
+        time.sleep(0.2)
+    start(env, "setup", lease, deadline=deadline, capped=True)
+    assert float(on_node.file_of("run-1").read_text()) < time.time() + 300, "a lease is shorter"
+
+
+def test_who_comes_after_the_deadline_has_the_time_to_say_so(env: dict[str, str]) -> None:
+    """Else the nodes would go before the agent, and SkyPilot would launch others, for ever."""
+    lease = Lease(setup=60_000, check=60_000, save=60_000, teardown=0)
+    past = round(time.time() - DAY) * 1000
+    start({**env, "SLURM_JOB_START_TIME": str(int(time.time()))}, "setup", lease, deadline=past, capped=False)
+    left = float(on_node.file_of("run-1").read_text()) - time.time()
+    assert 200 < left < 241
+
+
+@pytest.mark.parametrize(("longest", "minutes"), [(None, 90), (100 * 60_000, 90), (80 * 60_000, 80)])
+def test_slurm_s_own_limit_is_the_deadline_too(
+    env: dict[str, str], tmp_path: Path, longest: int | None, minutes: int
+) -> None:
+    """It counts from the start of the allocation, a quarter of an hour ago."""
+    now = int(time.time())
+    known = {**env, "SLURM_JOB_START_TIME": str(now - 15 * 60)}
+    lease = Lease(setup=60_000, check=60_000, save=60_000, teardown=0)
+    start(known, "setup", lease, longest, deadline=(now + 75 * 60) * 1000, capped=longest is not None)
+    assert called(tmp_path) == [f"scontrol update JobId=77 TimeLimit={minutes}"]
 
 
 def test_nothing_is_armed_by_a_renewal_or_on_another_node(env: dict[str, str], tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from launcher.agent import fuse
 from launcher.agent.ends import BUDGET, DEADLINE, Ended
 from launcher.agent.job import Job, Node, Terms
 from launcher.agent.purse import Purse
@@ -297,6 +298,23 @@ def test_a_recovery_that_is_paid_goes_on_and_keeps_room_for_the_next(tmp_path: P
     second = entries(tmp_path)[1]
     assert second.until == pytest.approx(LEASE.next(now_ms()), abs=30_000)
     purse.close()
+
+
+def test_a_fuse_that_is_there_goes_by_the_deadline_and_soon_after_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a budget too: who hangs past the deadline is taken down, and who ends leaves no idle nodes."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    file = fuse.file_of("r")
+    file.parent.mkdir(parents=True)
+    file.write_text("0\n")
+    deadline = now_ms() + 5 * HOUR_MS
+    purse = purse_of(tmp_path, 1, capped=False, deadline=deadline)
+    purse.open()
+    assert float(file.read_text()) == pytest.approx(LEASE.burns_at(deadline) / 1000, abs=1)
+    purse.close()
+    assert float(file.read_text()) - time.time() == pytest.approx(LEASE.teardown / 2000, abs=5)
 
 
 def test_a_set_up_that_came_after_the_deadline_is_in_the_ledger(tmp_path: Path) -> None:

@@ -112,6 +112,24 @@ def test_what_an_earlier_launch_began_stays(store: FileStore) -> None:
     assert prices_now == [1, 55.04 * MICROS]
 
 
+def set_catalogs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NEMO_SKY_CATALOGS", str(CATALOGS))
+    for name in ("NEMO_SKY_ARTIFACTS", "NEMO_SKY_TRACKING", "AWS_ENDPOINT_URL"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def project_at(root: Path) -> project.Project:
+    """A project with one recipe, and a profile of AWS."""
+    (root / "nemo-sky.yaml").write_text("artifacts: s3://b/p\n")
+    (root / "clusters").mkdir()
+    (root / "clusters" / "aws.yaml").write_text("infra: aws\n")
+    recipe = root / "recipes" / "demo" / "one"
+    (recipe / "config").mkdir(parents=True)
+    (recipe / "train.py").write_text(SCRIPT)
+    (recipe / "config" / "default.yaml").write_text("lr: 0.5\n")
+    return project.read(root)
+
+
 @pytest.mark.parametrize(
     ("market", "reserved", "paid"),
     [("spot-first", 151.9104, 151.9104), ("spot", 110.08, 23.9824), ("on-demand", 151.9104, 110.08)],
@@ -119,17 +137,8 @@ def test_what_an_earlier_launch_began_stays(store: FileStore) -> None:
 def test_a_launch_keeps_its_table_and_says_no_market_that_it_does_not_know(
     market: str, reserved: float, paid: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("NEMO_SKY_CATALOGS", str(CATALOGS))
-    for name in ("NEMO_SKY_ARTIFACTS", "NEMO_SKY_TRACKING", "AWS_ENDPOINT_URL"):
-        monkeypatch.delenv(name, raising=False)
-    (tmp_path / "nemo-sky.yaml").write_text("artifacts: s3://b/p\n")
-    (tmp_path / "clusters").mkdir()
-    (tmp_path / "clusters" / "aws.yaml").write_text("infra: aws\n")
-    recipe = tmp_path / "recipes" / "demo" / "one"
-    (recipe / "config").mkdir(parents=True)
-    (recipe / "train.py").write_text(SCRIPT)
-    (recipe / "config" / "default.yaml").write_text("lr: 0.5\n")
-    here = project.read(tmp_path)
+    set_catalogs(monkeypatch)
+    here = project_at(tmp_path)
     request = plan.Request(
         "demo", "one", cluster="aws", placement=clusters.Placement(market=market), caps=from_flags("9k"),
         ignore_estimates=True,
