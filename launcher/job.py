@@ -55,7 +55,9 @@ def write(
     if ours and booked:
         recovery = strategy.job_recovery(submitted, plan, request, store, booked)
         submitted["resources"]["job_recovery"] = recovery
-    if booked and (booked.capped or booked.deadline is not None) and plan.profile.backend == "sky":
+    elif booked and booked.limited and plan.managed:
+        submitted = strategy.begun_once(submitted)
+    if booked and booked.limited and plan.profile.backend == "sky":
         terms = (booked.lease, booked.longest, booked.deadline)
         submitted = fuse.arm(submitted, *terms, capped=booked.capped)
     if names := secrets.of(plan.profile, plan.image, request.secrets):

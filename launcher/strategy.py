@@ -72,6 +72,16 @@ def job_recovery(
     return {"strategy": STRATEGY, **kept, KEY: terms}
 
 
+def begun_once(task: Mapping[str, Any]) -> dict[str, Any]:
+    """The task without ``max_restarts_on_errors``: SkyPilot's FAILOVER goes by the count alone, and would
+    begin a run that has reached its budget or deadline so often again, each time with a set-up to pay."""
+    resources = dict(task.get("resources") or {})
+    if recovery := resources.get("job_recovery"):
+        kept = {key: value for key, value in recovery.items() if key != "max_restarts_on_errors"}
+        resources["job_recovery"] = kept
+    return {**task, "resources": resources}
+
+
 def _gpus(task: Mapping[str, Any]) -> tuple[str | None, int]:
     from launcher.money.want import want_of
 

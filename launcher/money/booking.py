@@ -49,6 +49,11 @@ class Booking:
     longest: int | None = None
 
     @property
+    def limited(self) -> bool:
+        """Whether it may reach a budget or a deadline, at which no other attempt must begin."""
+        return self.capped or self.deadline is not None
+
+    @property
     def job(self) -> dict[str, Any]:
         """What job.yaml tells the agent."""
         price = self.entry.price
@@ -139,8 +144,6 @@ def book(
     if rates := tariff.of(plan.profile, task):
         tariff.keep(store, run.run_id, order.entry.launched, rates)
     held = ledger.change(name, admitted)
-    for line in [*_said(before, held, run.run_id), *_foreseen(order)]:
-        say(f"  {line}")
     end = None if order.deadline is None else order.entry.launched + round(1000 * order.deadline)
     # Of the whole caps: what others hold of an experiment's now may become free.
     price, whole = order.entry.price, [cap for _, cap, _ in held.caps(run.run_id)]
@@ -151,7 +154,11 @@ def book(
         # them idle for so long, and looks.
         idle = (plan.profile.idle_minutes + 1) * 60_000
         lease = replace(lease, teardown=max(lease.teardown, idle))
-    return Booking(name, order.entry, run.experiment, capped, lease, end, longest)
+    booked = Booking(name, order.entry, run.experiment, capped, lease, end, longest)
+    once = [] if ours or not booked.limited else _begun_once(plan, request)
+    for line in [*_said(before, held, run.run_id), *once, *_foreseen(order)]:
+        say(f"  {line}")
+    return booked
 
 
 def foretell(plan: Plan, request: Request, project: Project, store: Store, task: Task) -> list[str]:
@@ -176,7 +183,8 @@ def foretell(plan: Plan, request: Request, project: Project, store: Store, task:
     held = gate.admit(accounts.supersede(before, run_id, now), order)
     of = "" if order.entry.price is None else f" at {money(order.entry.price)}/h: {money(order.entry.cost)}"
     first = f"a launch would reserve {format_duration((order.entry.until - now) / 1000)}{of}"
-    return [first, *_said(before, held, run_id), *_foreseen(order)]
+    once = [] if order.deadline is None and not held.caps(run_id) else _begun_once(plan, request)
+    return [first, *_said(before, held, run_id), *once, *_foreseen(order)]
 
 
 def _asked(
@@ -322,6 +330,16 @@ def _expected(
     if plan.profile.backend == "sky" and not trouble:
         seen, trouble = spots.learn(store, time.time())
     return replace(expect.expected(plan.profile, task, work, limits, seen), trouble=tuple(trouble))
+
+
+def _begun_once(plan: Plan, request: Request) -> list[str]:
+    """That a failed job is not begun again under a cap where only SkyPilot counts the failures."""
+    if not request.retries or not plan.managed:
+        return []
+    what = (
+        "SkyPilot's FAILOVER begins no failed job again under a budget or a deadline, for it asks for neither"
+    )
+    return [f"--retries {request.retries}: {what}; our strategy does, on spot (docs/recovery.md)"]
 
 
 def _foreseen(order: gate.Order) -> list[str]:

@@ -70,3 +70,38 @@ def test_who_is_detached_pays_for_idle_nodes_too(
     """Nobody takes down a cluster of its own but SkyPilot's skylet, after 10 minutes, or the fuse at once."""
     _, booked, _ = launched(tmp_path, monkeypatch, **asked)
     assert booked.lease.teardown == minutes * MINUTE
+
+
+@pytest.mark.parametrize(
+    ("asked", "again"),
+    [
+        ({}, True),
+        ({"budget": "9k"}, False),
+        ({"deadline": "60h"}, False),
+        ({"budget": "9k", "market": "spot"}, False),
+        ({"budget": "9k", "market": "spot", "ours": True}, True),
+    ],
+)
+def test_what_reached_its_cap_is_not_begun_again_by_who_asks_no_ledger(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any], again: bool
+) -> None:
+    task, _, said = launched(tmp_path, monkeypatch, retries=2, **asked)
+    recovery = task["resources"]["job_recovery"]
+    assert recovery.get("max_restarts_on_errors") == (2 if again else None)
+    assert recovery["strategy"] == ("NEMO_SKY" if asked.get("ours") else "FAILOVER")
+    assert (
+        any("--retries 2: SkyPilot's FAILOVER begins no failed job again" in line for line in said) != again
+    )
+
+
+def test_a_dry_run_says_so_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_catalogs(monkeypatch)
+    here = project_at(tmp_path)
+    request = plan.Request(
+        "demo", "one", cluster="aws", caps=from_flags("9k"), retries=2, ignore_estimates=True
+    )
+    [draft] = plan.plans(request, here, plan.select(request, here))
+    lines = booking.foretell(
+        draft, request, here, FileStore(tmp_path / "store"), job.task_of(draft, here, "r")
+    )
+    assert any(line.startswith("--retries 2: ") for line in lines)
