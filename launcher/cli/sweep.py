@@ -125,12 +125,10 @@ def sweep(
     )
     result = run.sweep(asked, found, say)
     folder = found.show(run.folder_of(found, name))
-    print_json(vars(result)) if json else _show(
-        result, folder, f"{named.family} {named.stage}", request.cluster
-    )
+    print_json(vars(result)) if json else _show(result, folder)
 
 
-def _show(result: Result, folder: str, stage: str, cluster: str) -> None:
+def _show(result: Result, folder: str) -> None:
     """The table of trials, the best first, and what to do with it."""
     from launcher.money.amounts import format_dollars
 
@@ -163,5 +161,6 @@ def _show(result: Result, folder: str, stage: str, cluster: str) -> None:
     )
     if result.best:
         print(f"best     {result.metric} {result.best['value']:.5g}, trial {result.best['trial']}")
-        print(f"launch   nemo-sky launch {stage} --cloud {cluster} -c {folder}/best.yaml")
+        again = "" if result.published else "   # trains it again: the stage publishes nothing"
+        print(f"launch   {result.launch}{again}")
         print(f"chart    {folder}/chart.png")

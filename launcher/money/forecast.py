@@ -201,10 +201,10 @@ def _histories(step: int, at: Spot) -> NDArray[np.bool_]:
 def assumes(rescue: bool, at: Iterable[Spot]) -> str:
     """What the figures of spot in the places ``at`` rest on, in a line for people."""
     shares = ", ".join(f"{one.share:.0%} of the time{one.known}" for one in dict.fromkeys(at))
-    rescue = (
+    ending = (
         "on-demand to the end when only that meets the deadline" if rescue else "waiting when there is none"
     )
-    return f"spot is assumed to be there {shares}; {rescue}; each start costs {RESTART_HOURS * 60:.0f} min"
+    return f"spot is assumed to be there {shares}; {ending}; each start costs {RESTART_HOURS * 60:.0f} min"
 
 
 def _factors(spread: float) -> Floats:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ class Result:
     """A sweep as programs see it. ``rows`` has a trial each, by number; amounts are in dollars.
 
     A row's ``spent_usd`` is what the whole sweep had cost when the trial ended, None for one that has not.
+    ``launch`` is the command for the best; it finds what the trial ``published``, if its stage publishes.
     """
 
     name: str
@@ -31,12 +33,19 @@ class Result:
     spent_usd: float
     best: dict[str, Any] | None
     rows: list[dict[str, Any]]
+    launch: str
+    published: bool
 
 
-def make(asked: Sweep, trials: Sequence[Trial], held: Account, why: str) -> Result:
-    """The result as Optuna's file and the ledger have it now."""
+def make(
+    asked: Sweep, trials: Sequence[Trial], held: Account, why: str, best_file: str, published: bool
+) -> Result:
+    """The result as Optuna's file and the ledger have it now; the config of the best is in ``best_file``."""
     rows = [_row(trial, held) for trial in trials]
-    chosen = best(trials, asked.space.direction)
+    chosen, request = best(trials, asked.space.direction), asked.request
+    # With the arguments of the script, which are part of what a run is known by.
+    words = ["nemo-sky", "launch", request.family, request.stage, "--cloud", request.cluster, "-c", best_file]
+    launch = shlex.join([*words, *(["--", *request.script_args] if request.script_args else [])])
     return Result(
         asked.name,
         asked.space.metric,
@@ -46,6 +55,8 @@ def make(asked: Sweep, trials: Sequence[Trial], held: Account, why: str) -> Resu
         held.committed() / MICROS,
         next((row for row in rows if chosen and row["trial"] == chosen.number), None),
         rows,
+        launch,
+        published,
     )
 
 

@@ -75,7 +75,9 @@ def sweep(asked: Sweep, project: Project, say: Say) -> Result:
         try:
             why = drive(here)
         finally:
-            result = report.make(asked, study.trials(), ledger.read(account), why)
+            file = f"{project.show(folder)}/best.yaml"
+            published = draft.output is not None
+            result = report.make(asked, study.trials(), ledger.read(account), why, file, published)
             report.save(result, folder)
             if chosen := best(study.trials(), asked.space.direction):
                 _save_best(folder, asked, chosen.number, chosen.params, chosen.run_id, project)
