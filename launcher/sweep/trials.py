@@ -69,6 +69,7 @@ class Drive:
     waiting: deque[Trial] = field(default_factory=deque)
     again: dict[int, int] = field(default_factory=dict)
     trouble: str = ""
+    unbegun: str = ""  # why the first of those that wait could not begin
 
     def new_run_id(self) -> str:
         return runs.new_id(self.sweep.request.family, self.sweep.request.stage)
@@ -114,7 +115,27 @@ def metric_points(store: Store, run_id: str, metric: str) -> list[Point]:
 
 
 def _begin_all(here: Drive) -> str:
-    """Begin as many trials as may run at once; why there are no more."""
+    """Begin as many trials as may run at once; why there are no more. While others are on, a store or a
+    service that fails is asked again later."""
+    try:
+        why = _begin_more(here)
+        here.unbegun = ""
+        return why
+    except TooDear:
+        raise
+    except Refused as error:
+        if not here.live:
+            raise
+        if error.message != here.unbegun:
+            here.say(f"no trial can begin now, trying again: {error.message}")
+        here.unbegun = error.message
+        return error.message
+
+
+def _begin_more(here: Drive) -> str:
+    if here.unbegun and here.waiting:
+        _take_up(here, here.waiting[0])  # it may have begun all the same
+        here.waiting.popleft()
     while len(here.live) < here.sweep.parallel:
         begun = len(here.study.trials())
         if not here.waiting:
@@ -172,7 +193,7 @@ def _take_up(here: Drive, trial: Trial) -> None:
 
 def _begin(here: Drive, trial: Trial) -> None:
     """Launch a trial: its first attempt, or the next of one that was interrupted. It is live then, unless
-    its configuration was made before. Raises TooDear."""
+    its configuration was made before. Raises Refused."""
     here.say(f"trial {trial.number}: {_shown(trial)}  ({trial.run_id})")
     try:
         [outcome] = flow.launch(_request(here.sweep, trial), here.project, _quiet, _quiet)

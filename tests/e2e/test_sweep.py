@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -167,6 +168,7 @@ class Place:
         trials: int | None = None,
         cluster: str = "priced",
         parallel: int = 1,
+        args: tuple[str, ...] = (),
     ) -> Result:
         self.said.clear()
         path = self.project.root / "space.yaml"
@@ -175,7 +177,13 @@ class Place:
         assert given.budget
         limits = caps.Caps(experiment="s", experiment_budget=given.budget)
         request = plan.Request(
-            "demo", "train", cluster=cluster, overrides=overrides, caps=limits, command="test"
+            "demo",
+            "train",
+            cluster=cluster,
+            overrides=overrides,
+            caps=limits,
+            command="test",
+            script_args=args,
         )
         asked = Sweep("s", request, space.read(path), given.budget, trials, parallel)
         return run.sweep(asked, self.project, self.said.append)
@@ -289,7 +297,11 @@ def test_trials_at_once_share_the_budget(place: Place, budget: str, most: int) -
 
 def test_a_config_that_was_made_before_is_not_made_again(place: Place) -> None:
     text = "space: {x: {choices: [0.25, 0.5]}}"
-    result = place.sweep(text, "$60")
+    result = place.sweep(text, "$60", args=("--note", "two words"))
+    assert result.launch == (
+        "nemo-sky launch demo train --cloud priced -c .nemo-sky/sweeps/s/best.yaml -- --note 'two words'"
+    )
+    assert not result.published, "that would train it again"
     assert result.why == "every configuration of the space was tried"
     assert result.best
     assert result.best["params"] == {"x": 0.5}
@@ -330,6 +342,30 @@ def test_a_metric_that_is_never_logged_ends_it_after_one_trial(place: Place) -> 
         place.sweep("metric: valid_los\n" + X, "$60")
     assert ended.value.where == f"{place.project.root}/space.yaml:1"
     assert len(place.every()) == 1
+
+
+def test_a_ledger_that_fails_when_a_trial_begins_ends_no_other(place: Place) -> None:
+    """It is out of reach for three seconds, from when the second trial is to begin, while the first is on."""
+    folder = Path(place.project.artifacts) / "ledger"
+
+    def back() -> None:
+        folder.unlink()
+        folder.with_name("gone").rename(folder)
+
+    class Said(list[str]):
+        def append(self, line: str) -> None:
+            super().append(line)
+            if line.startswith("trial 1:") and not folder.with_name("gone").exists() and len(self) < 3:
+                folder.rename(folder.with_name("gone"))
+                folder.symlink_to(folder)
+                threading.Timer(3, back).start()
+
+    place.said = Said()
+    result = place.sweep(X, "$60", "pause=1.5", trials=2, parallel=2)
+    assert [row["status"] for row in result.rows] == ["complete", "complete"], place.said
+    [trouble] = [line for line in place.said if line.startswith("no trial can begin now, trying again: ")]
+    assert "ledger" in trouble
+    assert len(place.every()) == 2
 
 
 def test_two_processes_do_not_drive_one_sweep(place: Place) -> None:
