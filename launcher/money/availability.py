@@ -200,6 +200,13 @@ def lives(one: Chain) -> Floats:
     return found
 
 
+def life_of_any(one: Chain) -> float:
+    """The ticks that the zone is expected to stay up from a moment at which it is up and nobody knows since
+    when: a zone that lasts is mostly old then, and one that goes at once never."""
+    shares = np.linalg.matrix_power(one.steps.mean(axis=0), 100_000)[0][UP]
+    return float(shares @ lives(one) / shares.sum())
+
+
 def mean_stay(prior: Prior, zones: Iterable[str] = ()) -> float:
     """Seconds that a stay in ``zones`` lasts in the mean, from its start to its loss; the history of all
     others counts as well, by ``OWN_WEIGHT`` less, for there may be none of their own."""

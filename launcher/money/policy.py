@@ -180,6 +180,11 @@ def make_plan(
     return Plan(job, tuple(pools), table, began, ticks, left, restart)
 
 
+def worn(price: float, life: float, restart: float) -> float:
+    """$/h of work in a stay that lasts ``life`` ticks, of which the first ``restart`` do none."""
+    return price * life / max(life - restart, 0.1)
+
+
 def pools_of(prices: Mapping[str, float]) -> list[tuple[str, ...]]:
     """The zones within ``POOL_PRICE`` of the cheapest, and the rest if there is one, in order of name."""
     limit = min(prices.values()) * POOL_PRICE
@@ -295,7 +300,7 @@ class _Here:
         """$/h of work in a new stay there, with its restart spread over the time that it may last."""
         age = availability.state_of(True, self.now - self.seen(zone).since) - availability.CLASSES
         life = min(float(pool.lives[zone][age]), self.work + self.plan.restart)
-        return self.rate(zone) * life / max(life - self.plan.restart, 0.1)
+        return worn(self.rate(zone), life, self.plan.restart)
 
     def cheapest(self) -> str | None:
         """The action of least expected cost among those that keep deadline and budget."""

@@ -4,8 +4,9 @@ Nobody says whether a zone has spot instances: that shows only in our own launch
 it refuses a launch or takes instances away; then as down for a set-up's time, twice that after the next
 failure in a row, and so on; what other runs saw there since counts too. With a deadline, a known amount of
 work and leave to use on-demand, ``policy.decide`` chooses, the very function that ``nemo-sky simulate``
-replays. Otherwise: stay where it is, the cheapest zone that is up, else on-demand where that is allowed, and
-back to spot once a zone is up.
+replays. Otherwise: stay where it is, the zone that is up whose working hour costs least, with the restart
+spread over the time that it is expected to last, else on-demand where that is allowed, and back to spot once
+a zone is up.
 
 No launch is chosen whose first lease (set-up, one check, a save, teardown) the caps cannot pay.
 """
@@ -73,7 +74,7 @@ class Here:
     be launched, at 0 for one's own and, without a cap, where nobody knows the price; ``place`` is where it
     runs, since ``since``, None for nowhere. ``work`` left in seconds, None when nobody knows; ``spent`` and
     ``room`` (None without a cap) in dollars. ``others`` are what other runs saw of these zones;
-    ``prior`` gives what a plan is made from, and is asked only where one is made."""
+    ``prior`` gives what is known of them, and is asked only where that is needed."""
 
     spot: Mapping[str, float]
     on_demand: float | None
@@ -143,9 +144,9 @@ def choose(terms: Terms, here: Here, events: Sequence[Event], now: float) -> tup
     patience = terms.lease.setup / 1000
     market, memory = offers(here.spot, events, now, patience, here.others, here.place)
     if terms.deadline is None or here.work is None or here.on_demand is None or not here.spot:
-        decision, why = _simple(terms, here, market)
+        decision, why = _simple(terms, here, market, memory, now)
     elif here.on_demand <= min(here.spot.values()):
-        decision, why = _no_dearer(terms, here, market, events)
+        decision, why = _no_dearer(terms, here, market, memory, events, now)
     else:
         decision, why = _planned(terms, here, market, memory, now)
     if isinstance(decision, Stop) and here.place is not None:
@@ -157,20 +158,31 @@ def choose(terms: Terms, here: Here, events: Sequence[Event], now: float) -> tup
     return decision, why
 
 
-def _simple(terms: Terms, here: Here, market: Sequence[Offer]) -> tuple[Decision, str]:
+def _simple(
+    terms: Terms, here: Here, market: Sequence[Offer], memory: Mapping[str, Memory], now: float
+) -> tuple[Decision, str]:
     up = [offer for offer in market if offer.up and _pays(terms, here, offer.zone)]
     if here.place in here.spot or (here.place is not None and not up):
         return Keep(), "it runs"
     if up:
-        best = min(up, key=lambda offer: (offer.price, offer.zone))
-        return Launch(best.zone), "the cheapest zone that is not known to be short of spot instances"
+        costs = _by_work(terms, here, up, memory, now)
+        best = min(up, key=lambda offer: (costs[offer.zone], offer.price, offer.zone))
+        return Launch(best.zone), (
+            f"${best.price:.2f}/h, ${costs[best.zone]:.2f} by the hour of work: the least of the zones that "
+            "are not known to be short of spot instances"
+        )
     if _pays(terms, here, ON_DEMAND):
         return Launch(ON_DEMAND), "no zone is known to have spot instances"
     return Wait(), "no zone that the budget pays for is known to have instances"
 
 
 def _no_dearer(
-    terms: Terms, here: Here, market: Sequence[Offer], events: Sequence[Event]
+    terms: Terms,
+    here: Here,
+    market: Sequence[Offer],
+    memory: Mapping[str, Memory],
+    events: Sequence[Event],
+    now: float,
 ) -> tuple[Decision, str]:
     """On-demand costs no more than spot, as where a profile says one price for both, or the nodes are one's
     own: then nothing is to be weighed, and it is not taken away."""
@@ -178,8 +190,30 @@ def _no_dearer(
         return Keep(), "it runs"
     last = next((event for event in reversed(events) if event.place == ON_DEMAND), None)
     if last is not None and last.what == "refused":
-        return _simple(terms, here, market)
+        return _simple(terms, here, market, memory, now)
     return Launch(ON_DEMAND), "on-demand costs no more than spot"
+
+
+def _by_work(
+    terms: Terms, here: Here, up: Sequence[Offer], memory: Mapping[str, Memory], now: float
+) -> dict[str, float]:
+    """$/h of work in a new stay in each of these zones. Those of which nothing is known last as the others
+    do, so that of these the cheapest has the least."""
+    if len(up) == 1:
+        return {up[0].zone: up[0].price}
+    prior, tick = here.prior(), availability.TICK
+    restart = terms.lease.setup / 1000 / tick
+    most = math.inf if here.work is None else here.work / tick + restart
+    found = {}
+    for offer in up:
+        chain, age = availability.chain(prior, offer.zone), now - memory[offer.zone].since
+        if age < availability.FIRST_AGE:  # it has come up since somebody looked
+            at = availability.state_of(True, age) - availability.CLASSES
+            life = float(availability.lives(chain)[at])
+        else:
+            life = availability.life_of_any(chain)
+        found[offer.zone] = policy.worn(offer.price, min(life, most), restart)
+    return found
 
 
 def _planned(

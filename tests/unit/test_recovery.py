@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launcher.money import recovery
+from launcher.money import availability, recovery
 from launcher.money.lease import Lease
 from launcher.money.policy import ON_DEMAND, Keep, Launch, Stop, Wait
 from launcher.money.recovery import Event, Here, Terms
@@ -33,6 +35,31 @@ def test_the_cheapest_zone_first_and_not_the_one_just_lost() -> None:
     assert decided(Here(SPOT, None), lost) == Launch("a2")
     assert decided(Here(SPOT, None), lost, now=4900 + 599) == Launch("a2")
     assert decided(Here(SPOT, None), lost, now=4900 + 600) == Launch("a1")
+
+
+def history(*spells: int) -> availability.Tally:
+    """A week of a zone that is up and down in turn, for so many ticks."""
+    up = np.resize(np.repeat([True, False], spells), 3000)
+    return availability.tally(up, np.ones(len(up)), datetime(2026, 11, 2, tzinfo=UTC))
+
+
+def test_a_zone_that_lasts_is_worth_its_price() -> None:
+    """Of ten minutes of set-up little is left where a zone goes every twenty."""
+    flighty, steady = history(6, 6), history(400, 20)
+    prior = {"a1": flighty, "a2": steady}
+    assert decided(Here(SPOT, None, prior=lambda: prior)) == Launch("a2")
+    assert decided(Here({**SPOT, "a1": 1.0}, None, prior=lambda: prior)) == Launch("a1"), "cheap enough"
+    assert decided(Here(SPOT, None, prior=lambda: {"a1": steady, "a2": flighty})) == Launch("a1")
+    assert decided(Here(SPOT, None, prior=dict)) == Launch("a1"), "nothing is known: by price"
+    minutes = Here(SPOT, None, work=60.0, prior=lambda: prior)
+    assert decided(minutes) == Launch("a1"), "what is left is done before it goes"
+
+
+def test_a_zone_that_has_just_come_back_is_not_the_first() -> None:
+    near, lost = Here({**SPOT, "a2": 10.2}, None), Event(4900, "a1", "lost")
+    assert decided(near) == Launch("a1")
+    assert decided(near, lost, now=4900 + 600) == Launch("a2")
+    assert decided(near, lost, now=4900 + 600 + 7200) == Launch("a1")
 
 
 def test_a_zone_that_fails_again_is_left_alone_twice_as_long() -> None:
