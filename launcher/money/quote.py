@@ -105,7 +105,7 @@ def quote(
         left_out |= seen.left_out
     # On this machine nothing is provisioned.
     setup = forecast.RESTART_HOURS if profile.backend == "sky" else 0.0
-    both = deadline is not None and set(markets) == set(MARKETS)
+    rescued = deadline is not None and set(markets) == set(MARKETS)
     rows = [
         _row(
             offer,
@@ -113,7 +113,7 @@ def quote(
             work,
             setup,
             spots.of(offer) if spots else forecast.shipped(),
-            rescue=both and market == "spot" and offer.on_demand is not None,
+            rescue=rescued and market == "spot" and offer.on_demand is not None,
             deadline=deadline,
             budget=budget,
         )

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from launcher import launch, plan, project
+from launcher import dry, launch, plan, project
 from launcher.clusters import Placement
 from launcher.errors import Refused
 from tests.unit.test_plan import add_stage
@@ -64,7 +64,7 @@ def test_a_launch_is_refused_and_a_dry_run_says_so_beside_its_task(
     assert hint in refused.value.hint
     assert not place.runs.exists()
     said: list[str] = []
-    [(_, shown)] = launch.dry_run(request, place, said.append)
+    [(_, shown)] = dry.dry_run(request, place, said.append)
     assert shown["resources"]["infra"] == infra
     [line] = said
     assert line.startswith("f/x: a launch would be refused: f/x ")
@@ -87,7 +87,7 @@ def test_what_skypilot_can_do_is_not_refused(
     place: project.Project, ask: Ask, infra: str, market: str | None, words: dict[str, object]
 ) -> None:
     said: list[str] = []
-    launch.dry_run(ask(infra, market, **words), place, said.append)
+    dry.dry_run(ask(infra, market, **words), place, said.append)
     assert said == []
 
 
@@ -97,6 +97,6 @@ def test_a_recipe_that_must_not_run_on_spot_may_run_where_there_is_none(
     request = replace(ask("lambda", more="spot: true\n"), stage="y")
     add_stage(place.root, "f/y", more="# [tool.nemo_sky]\n# spot = false\n")
     said: list[str] = []
-    [(_, shown)] = launch.dry_run(request, place, said.append)
+    [(_, shown)] = dry.dry_run(request, place, said.append)
     assert said == []
     assert "use_spot" not in shown["resources"]

@@ -125,7 +125,10 @@ def test_a_plan_promises_no_more_than_the_launch_of_its_name(
     rows = json.loads(capsys.readouterr().out)["rows"]
     shown = {row["place"]: row for row in rows if row["market"] == "spot"}
     assert {row["launch"] for row in shown.values()} == {market}
-    asks = {"spot": {"use_spot": True}, "spot-first": {"any_of": [{"use_spot": True}, {"use_spot": False}]}}
+    asks: dict[str, dict[str, Any]] = {
+        "spot": {"use_spot": True},
+        "spot-first": {"any_of": [{"use_spot": True}, {"use_spot": False}]},
+    }
     ways = seen(Work(hours=10.0), Limits(14.0, 4000.0), **asks[market]).ways
     found = {way.where.removesuffix(" on spot"): way.chance for way in ways if way.where.endswith(" on spot")}
     assert found

@@ -13,6 +13,7 @@ from launcher.agent.ends import BUDGET, BUDGET_REACHED
 from launcher.agent.rendezvous import Attempt
 from launcher.artifacts.store import open_store
 from launcher.backends import sky, sky_calls, sky_journal
+from launcher.backends.base import State
 from launcher.config import dump_yaml
 from launcher.lineage.journal import Event
 
@@ -78,7 +79,7 @@ def test_an_end_that_was_never_written_is_the_one_that_was_asked_for(run_dir: Pa
     store = open_store(str(run_dir.parents[1] / "store"))
     assert sky_journal.end_of(run_dir, SUBMITTED) is None
     Attempt(store, "run", 1).stop(BUDGET_REACHED, BUDGET, "budget reached ($3.00 this attempt)")
-    state = sky._finish(run_dir, TICKET, sky.State("FAILED"), sky_calls.Job("FAILED"))
+    state = sky._finish(run_dir, TICKET, State("FAILED"), sky_calls.Job("FAILED"))
     assert (state.status, state.reason) == ("BUDGET_REACHED", "budget reached ($3.00 this attempt)")
 
 
