@@ -89,6 +89,7 @@ def preflight(request: Request, project: Project, drafts: Sequence[Plan], store:
     checks.require(checks.of_project(project, store), request.goes_on)
     for profile in {draft.profile.infra: draft.profile for draft in drafts}.values():
         checks.require(checks.of_place(profile), request.goes_on)
+    checks.require(checks.controller(drafts), request.goes_on)
     # By now SkyPilot's API server is up, and can say which strategy recovers a job.
     beginning = begin_anew(drafts, request, project, store)
     booking.foresee([(draft, tasks[draft.name]) for draft in beginning], request, project, store)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from launcher import clusters, fit, image, inputs, secrets, synced, task
 from launcher.errors import Refused, UserError
-from launcher.money.want import MARKETS, Market, want_of
+from launcher.money.want import MARKETS, Market, split_infra, want_of
 from launcher.quotas import ask, room, tool
 
 if TYPE_CHECKING:
@@ -105,6 +105,45 @@ def of_place(profile: clusters.Profile) -> Iterator[Finding]:
         f"SkyPilot finds none that work for {wanted or 'any cloud'}",
         f"`sky check {wanted or ''}".rstrip() + "` says what is missing and how to get it",
     )
+
+
+def controller(plans: Iterable[Plan]) -> Iterator[Finding]:
+    """Whether SkyPilot can watch over managed jobs on Slurm. Its controller cannot be a job there
+    (``HOST_CONTROLLERS`` in ``clouds/slurm.py`` of 0.14.1) and is not given ``~/.slurm/config`` on another
+    cloud: so it must be in the API server, which is to run for this to be told."""
+    from launcher.backends import sky_calls, sky_server
+
+    watched = [
+        plan.name
+        for plan in plans
+        if plan.managed and plan.profile.backend == "sky" and split_infra(plan.profile.infra)[0] == "slurm"
+    ]
+    if not watched:
+        return
+    check = "jobs controller"
+    restart = "`sky api stop` and `sky api start`"
+    try:
+        inside = sky_server.runs_controllers()
+        is_set = inside is False and sky_calls.is_consolidated()
+    except Refused as error:
+        yield Finding(check, None, error.message, error.hint)
+        return
+    if inside:
+        yield Finding(check, True, "it runs in the API server")
+    elif inside is None:
+        says = "whether it runs in the API server, as Slurm needs it, is not known here"
+        yield Finding(check, None, says, "who runs the server sets jobs.controller.consolidation_mode: true")
+    elif is_set:
+        says = "the API server was started before jobs.controller.consolidation_mode was set"
+        yield Finding(check, False, says, f"{restart}: it looks at that when it starts")
+    else:
+        yield Finding(
+            check,
+            False,
+            f"SkyPilot cannot run it on Slurm, and so not watch over {watched[0]}",
+            "set `jobs: {controller: {consolidation_mode: true}}` in ~/.sky/config.yaml, then "
+            f"{restart}; or launch without --managed and --retries",
+        )
 
 
 def of_inputs(plan: Plan, awaited: Collection[str], project: Project, store: Store) -> Iterator[Finding]:

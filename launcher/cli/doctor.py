@@ -98,6 +98,7 @@ def doctor(
         for draft, later in zip(drafts, awaited(drafts), strict=True):
             findings += preflight.of_inputs(draft, later, found, store)
             findings += preflight.of_plan(draft, found, secrets)
+        findings += preflight.controller(drafts)
         findings += preflight.quotas([to_task(draft, found, job_dir="") for draft in drafts])
     if json:
         print_json([asdict(item) for item in findings])
