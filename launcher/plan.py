@@ -295,7 +295,11 @@ def _plan(
         "output": {"name": spec.sky.output.name, "type": spec.sky.output.type} if spec.sky.output else None,
         "checkpoints": {"keep": CHECKPOINTS_KEPT} if spec.sky.checkpoint_dir else None,
         "price_per_hour": None if price is None else price * shape.nodes,
-        "limits": {"retries": request.retries, "preemptions": request.preemptions},
+        "limits": {
+            "retries": request.retries,
+            "preemptions": request.preemptions,
+            **({"no_retry": list(spec.sky.no_retry)} if spec.sky.no_retry else {}),
+        },
         "provenance": {"image": image, "cluster": profile.name, "config": config_name},
     }
     return Plan(

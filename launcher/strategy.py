@@ -67,6 +67,7 @@ def job_recovery(
         "deadline": None if booked.deadline is None else booked.deadline / 1000,
         "work": work,
         "reservation": booked.entry.key,
+        "no_retry": list(plan.spec.sky.no_retry),
     }
     kept = {key: value for key, value in task["resources"]["job_recovery"].items() if key != "strategy"}
     return {"strategy": STRATEGY, **kept, KEY: terms}

@@ -293,11 +293,12 @@ def _run(
     if spec.run.launch == "torchrun":
         # Every node's SkyPilot lists the same addresses in the same order: the first is the rendezvous.
         on_cpu = spec.sky.procs_per_node
+        program = "python -m launcher.torchrun" if spec.sky.no_retry else "torchrun"
         lines += [
             f'ranks="${{SKYPILOT_NUM_GPUS_PER_NODE:-0}}"; [ "$ranks" -gt 0 ] || ranks={on_cpu}',
             'head="$(head -n1 <<<"$SKYPILOT_NODE_IPS")"',
             f"{agent} -- \\",
-            '  torchrun --nnodes "$SKYPILOT_NUM_NODES" --node-rank "$SKYPILOT_NODE_RANK" \\',
+            f'  {program} --nnodes "$SKYPILOT_NUM_NODES" --node-rank "$SKYPILOT_NODE_RANK" \\',
             '  --nproc-per-node "$ranks" \\',
             '  --master-addr "$head" --master-port "${NEMO_SKY_MASTER_PORT:-29500}" \\',
             f"  {_without_python(command)}",

@@ -34,6 +34,9 @@ INTERRUPTED = 75
 BUDGET = 77
 DEADLINE = 78
 
+AGAIN = {NO_STORE: "a store that cannot be used", INTERRUPTED: "interrupted"}
+"""The agent's own exit codes after which the same run is begun again."""
+
 BUDGET_REACHED = "budget reached"
 DEADLINE_REACHED = "deadline reached"
 CANCELLED = "cancelled"

@@ -47,6 +47,7 @@ class Job:
     ``checkpoint_every`` is seconds, ``auto``, or None for what the recipe says; ``between_preemptions`` are
     the seconds that nodes are expected to last, None where they stay.
     ``submission`` names the launch, which may suffer so many ``preemptions`` (None: any number).
+    ``no_retry`` are the exit codes of the command that make no further attempt.
     """
 
     run_id: str
@@ -64,6 +65,7 @@ class Job:
     config: Mapping[str, Any]
     submission: str | None = None
     preemptions: int | None = None
+    no_retry: tuple[int, ...] = ()
     recipe_fingerprint: str | None = None
     checkpoint_every: float | str | None = None
     between_preemptions: float | None = None
@@ -139,7 +141,7 @@ def read_job(folder: Path) -> Job:
     output = values.get("output")
     if output is not None and not (isinstance(output, dict) and output.get("name") and output.get("type")):
         raise UserError(f"output must have a name and a type, not {output!r}", where=where)
-    saved = values.get("checkpoints") or {}
+    saved, bounds = values.get("checkpoints") or {}, values.get("limits") or {}
     if not artifacts:
         raise UserError("no artifacts: where is the store?", where=where, hint="or set NEMO_SKY_ARTIFACTS")
     try:
@@ -158,7 +160,8 @@ def read_job(folder: Path) -> Job:
             provenance={**(values.get("provenance") or {}), "versions": versions()},
             config=_mapping(folder / "train.yaml"),
             submission=values.get("submission"),
-            preemptions=(values.get("limits") or {}).get("preemptions"),
+            preemptions=bounds.get("preemptions"),
+            no_retry=tuple(bounds.get("no_retry") or ()),
             recipe_fingerprint=values.get("recipe_fingerprint"),
             checkpoint_every=saved.get("every"),
             between_preemptions=saved.get("between_preemptions"),

@@ -6,29 +6,40 @@ preempted one without end. The journals in the store know better, so the attempt
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from launcher.agent.ends import BAD_OUTPUT, BUDGET, DEADLINE, LIMIT, NO_INPUT, Ended
 from launcher.lineage.journal import Event
 
-# Trying again cannot help: only a change of the recipe, the config or the store does.
+# Trying again cannot help: only a change of the recipe, the config or the store does. A recipe may name its
+# script's own codes of this kind (`no_retry`).
 FINAL = (BAD_OUTPUT, NO_INPUT, LIMIT, BUDGET, DEADLINE)
 _AGAIN = "not tried again: "
 
 
-def check(earlier: Sequence[Sequence[Event]], submission: str | None, preemptions: int | None) -> None:
-    """Raise Ended when the attempt must not begin. ``earlier`` holds the journals of the run's attempts.
+def check(
+    earlier: Sequence[Sequence[Event]],
+    submission: str | None,
+    preemptions: int | None,
+    no_retry: Collection[int] = (),
+) -> None:
+    """Raise Ended when the attempt must not begin. ``earlier`` holds the journals of the run's attempts,
+    ``no_retry`` the recipe's own codes of failures that are final.
 
     Only attempts of the same ``submission`` count: a launch by a person begins anew. An attempt without an
     end in its journal, or that was interrupted, was preempted; ``preemptions`` None allows any number.
     """
     ends = [_end(events) for events in earlier if submission and _submission(events) == submission]
-    if ends and (last := ends[-1]) and last["exit_code"] in FINAL:
+    if ends and (last := ends[-1]) and _is_final(last, no_retry):
         reason = str(last.get("reason") or "it cannot succeed").removeprefix(_AGAIN)
         raise Ended(int(last["exit_code"]), f"{_AGAIN}{reason}")
     lost = sum(1 for end in ends if end is None or end["status"] == "interrupted")
     if preemptions is not None and lost > preemptions:
         raise Ended(LIMIT, f"preempted {lost} times, and --preemptions allows {preemptions}")
+
+
+def _is_final(end: Event, no_retry: Collection[int]) -> bool:
+    return end["exit_code"] in FINAL or (end["status"] == "failed" and end["exit_code"] in no_retry)
 
 
 def _submission(events: Sequence[Event]) -> str | None:

@@ -159,7 +159,7 @@ def carry_out(order: Order, attempt: Attempt, record: Record, clock: output.Cloc
     pace = saving.choose(job, node.place.get("zone"), earlier)
     try:
         purse.open()  # also when it may not begin: its set-up has cost something
-        limits.check(earlier, job.submission, job.preemptions)
+        limits.check(earlier, job.submission, job.preemptions, job.no_retry)
         with ends_with(NO_INPUT), stop.interruptible():
             found = insist(lambda: inputs.resolve(job, store), START_RETRY_S)
             config = inputs.script_config(job, node, found)

@@ -38,7 +38,8 @@ class Terms:
 
     ``began`` and ``deadline`` are in seconds since the epoch, ``work`` in seconds at full speed, ``price`` in
     dollars per hour of all nodes where the profile says one. ``reservation`` is the launcher's entry in the
-    ledger. None: no such thing, or nobody knows.
+    ledger. None: no such thing, or nobody knows. ``no_retry`` are the recipe's own exit codes of failures
+    that are final.
     """
 
     run: str
@@ -52,6 +53,7 @@ class Terms:
     deadline: float | None = None
     work: float | None = None
     reservation: str | None = None
+    no_retry: Sequence[int] = ()
 
 
 @dataclass(frozen=True)

@@ -113,11 +113,23 @@ def _check_meaning(spec: Runspec, report: Report) -> None:
         report(
             (*table.SKY, "checkpoint_dir"), "nemo_sky.checkpoint_dir must be a folder inside the run's own"
         )
+    _check_no_retry(spec.sky.no_retry, report)
     _check_artifacts(spec, report)
 
 
 def _leaves_folder(text: str) -> bool:
     return not text or Path(text).is_absolute() or ".." in Path(text).parts
+
+
+def _check_no_retry(codes: Iterable[int], report: Report) -> None:
+    from launcher.agent.ends import AGAIN
+
+    for index, code in enumerate(codes):
+        item = (*table.SKY, "no_retry", str(index))
+        if not 1 <= code <= 255:
+            report(item, f"nemo_sky.no_retry must hold exit codes from 1 to 255, not {code}")
+        elif code in AGAIN:
+            report(item, f"nemo_sky.no_retry: {code} is the agent's: {AGAIN[code]}, which a retry may mend")
 
 
 def _check_command(cmd: str, report: Report) -> None:

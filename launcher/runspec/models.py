@@ -48,6 +48,7 @@ class Sky:
     spot: bool | None
     procs_per_node: int
     checkpoint_dir: str | None
+    no_retry: tuple[int, ...]
     sources: tuple[str, ...]
     config_keys: tuple[str, ...]
     in_all: bool

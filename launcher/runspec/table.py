@@ -47,10 +47,15 @@ def _env_text(value: Any) -> str:
     return str(int(value)) if isinstance(value, bool) else str(value)
 
 
+def _is_integers(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_integer, value))
+
+
 TEXT = Kind("text", _is_text)
 PROSE = Kind("text", _is_text, lambda value: value.strip())
 VERSION = Kind("text", lambda value: _is_text(value) or _is_integer(value), str)
 INTEGER = Kind("integer", _is_integer)
+INTEGERS = Kind("list of integers", _is_integers, tuple)
 GPUS = Kind('integer or "gpu"', lambda value: _is_integer(value) or value == "gpu")
 BOOLEAN = Kind("true or false", lambda value: isinstance(value, bool))
 TEXTS = Kind("list of texts", _is_texts, tuple)
@@ -147,6 +152,14 @@ FIELDS: tuple[Field, ...] = (
     Field(SKY, "spot", BOOLEAN, None, "whether it may run on spot; without it, the cluster profile decides"),
     Field(SKY, "procs_per_node", INTEGER, 1, "torchrun ranks on a node without GPUs", minimum=1),
     Field(SKY, "checkpoint_dir", TEXT, None, "folder of checkpoints that the stage saves and resumes from"),
+    Field(
+        SKY,
+        "no_retry",
+        INTEGERS,
+        (),
+        "exit codes of the script, 1 to 255, after which trying again cannot help, such as that of a wrong "
+        "config",
+    ),
     Field(
         SKY,
         "sources",

@@ -81,7 +81,7 @@ class NemoSky(recovery_strategy.FailoverStrategyExecutor):  # type: ignore[misc]
     def should_restart_on_failure(self, exit_codes: list[int] | None = None) -> bool:
         """What cannot succeed is not tried again, whatever ``max_restarts_on_errors`` says: it would cost new
         nodes, on which the agent refuses to begin."""
-        if set(FINAL) & set(exit_codes or ()):
+        if {*FINAL, *self._terms.get("no_retry", ())} & set(exit_codes or ()):
             return False
         self._failed = bool(super().should_restart_on_failure(exit_codes))
         return self._failed

@@ -18,6 +18,7 @@ from typing import Any
 from launcher import runs
 from launcher.agent.limits import FINAL
 from launcher.backends import local, sky
+from launcher.skyplugin.names import KEY
 from tests.e2e.conftest import make_project
 from tests.served import served
 
@@ -171,7 +172,7 @@ def test_our_strategy_tries_nothing_again_that_cannot_succeed() -> None:
 
     from launcher.skyplugin.strategy import NemoSky
 
-    def tried_again(code: int) -> bool:
+    def tried_again(code: int, *named: int) -> bool:
         task, lock = Task(run="true"), asyncio.Lock()
         places: tuple[Any, ...] = (
             "c",
@@ -185,7 +186,12 @@ def test_our_strategy_tries_nothing_again_that_cannot_succeed() -> None:
             lock,
             asyncio.Condition(lock),
         )
-        return bool(NemoSky(*places).should_restart_on_failure([0, code]))
+        strategy = NemoSky(*places)
+        terms = {"run": "r", "artifacts": "/a"} | ({"no_retry": list(named)} if named else {})
+        strategy.set_strategy_config({KEY: terms})
+        return bool(strategy.should_restart_on_failure([0, code]))
 
     codes = {code: tried_again(code) for code in (1, 69, 75, *FINAL)}
     assert codes == {1: True, 69: True, 75: True, **dict.fromkeys(FINAL, False)}
+    named = {code: tried_again(code, 3, 4) for code in (1, 3, 4, *FINAL)}
+    assert named == {1: True, **dict.fromkeys((3, 4, *FINAL), False)}

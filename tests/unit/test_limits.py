@@ -31,6 +31,16 @@ def test_a_failure_that_cannot_be_mended_is_not_tried_again(code: int) -> None:
     limits.check([attempt(("failed", BAD_OUTPUT)), attempt(None)], "one", None)
 
 
+def test_a_recipe_names_the_codes_of_its_own_failures_that_are_final() -> None:
+    with pytest.raises(Ended, match="not tried again: as it was") as caught:
+        limits.check([attempt(("failed", 1)), attempt(("failed", 3))], "one", None, (3, 4))
+    assert (caught.value.code, caught.value.status) == (3, "failed")
+    limits.check([attempt(("failed", 1))], "one", None, (3, 4))
+    limits.check([attempt(("failed", 3)), attempt(None)], "one", None, (3, 4))
+    limits.check([attempt(("failed", 3))], "two", None, (3, 4))
+    limits.check([attempt(("interrupted", 3))], "one", None, (3,))
+
+
 def test_a_new_launch_begins_anew() -> None:
     history = [attempt(("failed", BAD_OUTPUT)), attempt(None), attempt(None)]
     limits.check([*history, attempt(("failed", BAD_OUTPUT))], "two", 0)

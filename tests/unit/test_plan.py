@@ -10,13 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher import config, inputs, launch, plan, project, runs, runspec
+from launcher import clusters, config, inputs, job, launch, plan, project, runs, runspec, strategy
 from launcher.agent import inputs as agent_inputs
 from launcher.agent.job import read_job
 from launcher.artifacts import registry
 from launcher.artifacts.manifest import Manifest
 from launcher.artifacts.store import open_store
 from launcher.errors import Refused, UserError
+from launcher.money import booking
+from launcher.money.account import Entry
+from launcher.money.lease import UNCAPPED_LEASE
+from launcher.skyplugin import decide
 
 ROOT = Path(__file__).parents[2]
 HEAD = '# /// script\n# [tool.runspec]\n# name = "{name}"\n# [tool.runspec.resources]\n# gpus_per_node = 0\n'
@@ -311,3 +315,21 @@ def test_a_stage_of_a_pipeline_gets_the_fingerprint_that_a_later_launch_looks_fo
     assert [item.uri for item in found] == [mine.uri, f"file://{place.root}/raw"]
     later = plan.pin(draft, ask("train"), place, store, {"f-data": mine})
     assert agent_inputs.provenance(job, found)["fingerprint"] == later.fingerprint
+
+
+def test_the_codes_that_a_recipe_names_go_to_the_agent_and_to_our_strategy(place: project.Project) -> None:
+    add_stage(place.root, "f/x", more="# [tool.nemo_sky]\n# no_retry = [3, 4]\n")
+    add_stage(place.root, "f/y")
+    spot = ask("x", cluster="aws", placement=clusters.Placement(market="spot"))
+    [named], [plain] = planned(place, spot), planned(place, replace(spot, stage="y"))
+    assert "no_retry" not in plain.job["limits"]
+    booked = booking.Booking("runs/r", Entry("r/1", "r", None, 0, 1), None, False, UNCAPPED_LEASE)
+    for drafted, codes in ((named, (3, 4)), (plain, ())):
+        folder = place.root / drafted.spec.stage
+        folder.mkdir()
+        (folder / "job.yaml").write_text(config.dump_yaml({"run_id": "r", **drafted.job}))
+        (folder / "train.yaml").write_text(config.dump_yaml(drafted.values))
+        assert read_job(folder).no_retry == codes
+        task = job.task_of(drafted, place, "r")
+        asked = strategy.job_recovery(task, drafted, spot, open_store(place.artifacts), booked)
+        assert tuple(decide.terms_of(asked["nemo_sky"]).no_retry) == codes

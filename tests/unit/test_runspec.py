@@ -46,7 +46,7 @@ def test_defaults_are_those_of_the_specification(tmp_path: Path) -> None:
     assert spec.config == runspec.ConfigSpec("./config", "default", "omegaconf")
     assert spec.resources == runspec.Resources(1, 8)
     assert spec.env == {}
-    assert spec.sky == runspec.Sky((), None, None, None, 1, None, (), (), True, {}, None)
+    assert spec.sky == runspec.Sky((), None, None, None, 1, None, (), (), (), True, {}, None)
     assert (spec.dependencies, spec.requires_python) == ((), None)
     assert spec.script_path == tmp_path / "train.py"
     assert spec.config_dir == tmp_path / "config"
@@ -93,6 +93,7 @@ min_gpu_memory_gb = 80
 spot = true
 procs_per_node = 2
 checkpoint_dir = "checkpoints"
+no_retry = [3, 4]
 sources = ["source.path"]
 config_keys = ["train.*"]
 in_all = false
@@ -106,8 +107,9 @@ type = "model"
     output = runspec.Output("tiny-pretrain-model", "model")
     inputs = {"data": "art://tiny-pretrain-data"}
     assert spec.sky == runspec.Sky(
-        ("H100",), 256, 80, True, 2, "checkpoints", ("source.path",), ("train.*",), False, inputs, output
-    )
+        ("H100",), 256, 80, True, 2, "checkpoints", (3, 4), ("source.path",), ("train.*",), False, inputs,
+        output,
+    )  # fmt: skip
     assert (spec.family, spec.stage) == ("tiny", "data/prep/pretrain")
     two = block('[tool.runspec]\nname = "a/b"\n[tool.nemo_sky]\naccelerator = ["H200", "H100"]')
     assert runspec.parse(write(tmp_path / "b.py", two)).sky.accelerator == ("H200", "H100")

@@ -269,6 +269,14 @@ def fake_node(folder: Path, built: task.Task, **env: str) -> list[str]:
     return done.stdout.splitlines()
 
 
+def test_a_recipe_that_names_exit_codes_is_started_so_that_they_are_seen(tmp_path: Path) -> None:
+    assert "  torchrun --nnodes " in build(spec_of(tmp_path))["run"]
+    script = spec_of(tmp_path).script_path
+    script.write_text(script.read_text().replace("# procs_per_node", "# no_retry = [3]\n# procs_per_node"))
+    line = " ".join(fake_node(tmp_path, build(runspec.parse(script))))
+    assert " -- python -m launcher.torchrun --nnodes 2 --node-rank 1 --nproc-per-node 8 " in line
+
+
 def test_torchrun_meets_at_the_first_node(tmp_path: Path) -> None:
     words = fake_node(tmp_path, build(spec_of(tmp_path)))
     line = " ".join(words)
