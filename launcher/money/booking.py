@@ -134,15 +134,16 @@ def book(
     from launcher.money import tariff
 
     ledger, name = open_ledger(store), account_name(run.run_id, run.experiment)
-    before = ledger.read(name)
+    # Nobody may have seen an earlier launch's end, and this one's table replaces its.
+    table, rates = tariff.read(store, run.run_id), tariff.of(plan.profile, task)
+    before = tariff.apply(table, ledger.read(name), run.run_id)
     lease = _lease(plan, project, task, ours)
     order = _asked(plan, run.run_id, run.experiment, request, project, task, lease, before, store, True)
 
     def admitted(held: Account) -> Account:
+        held = tariff.apply(table, held, run.run_id)
         return gate.admit(accounts.supersede(held, run.run_id, order.entry.launched), order)
 
-    if rates := tariff.of(plan.profile, task):
-        tariff.keep(store, run.run_id, order.entry.launched, rates)
     held = ledger.change(name, admitted)
     end = None if order.deadline is None else order.entry.launched + round(1000 * order.deadline)
     # Of the whole caps: what others hold of an experiment's now may become free.
@@ -155,6 +156,12 @@ def book(
         idle = (plan.profile.idle_minutes + 1) * 60_000
         lease = replace(lease, teardown=max(lease.teardown, idle))
     booked = Booking(name, order.entry, run.experiment, capped, lease, end, longest)
+    if rates or table:  # an old one says nothing of this launch
+        try:
+            tariff.keep(store, run.run_id, order.entry.launched, rates)
+        except BaseException:
+            withdraw(store, booked)
+            raise
     once = [] if ours or not booked.limited else _begun_once(plan, request)
     for line in [*_said(before, held, run.run_id), *once, *_foreseen(order)]:
         say(f"  {line}")
@@ -168,12 +175,14 @@ def foretell(plan: Plan, request: Request, project: Project, store: Store, task:
     Raises Refused as ``book`` does; StoreError, which is one, where a cap is shared and the store fails.
     """
     from launcher import runs
+    from launcher.money import tariff
 
     run_id, experiment = request.resume or plan.name, request.caps.experiment
     if request.resume:
         experiment = runs.load(project.runs, request.resume).experiment
     shared = request.resume is not None or experiment is not None
     before = open_ledger(store).read(account_name(run_id, experiment)) if shared else Account()
+    before = tariff.apply(tariff.read(store, run_id), before, run_id) if request.resume else before
     if not is_capped(request, project) and not before.caps(run_id):
         return []
     lease = _lease(plan, project, task, ours=False)
@@ -242,7 +251,7 @@ def settle(store: Store, run: Run, state: State, *, gone: bool = True) -> str | 
         if ended is None and not gone and newest and newest[0].is_open(now):
             return held
         held = accounts.settle_run(held, run_id, now, ended)
-        return tariff.apply(table, held, run_id) if table else held
+        return tariff.apply(table, held, run_id)
 
     held = open_ledger(store).change(account_name(run_id, run.experiment), settled)
     return receipts.receipt(store, held, run_id)

@@ -80,9 +80,12 @@ def read(store: Store, run: str) -> Table | None:
     return Table(values["launched"], tuple(Rate(*cells) for cells in values["rates"]))
 
 
-def apply(table: Table, held: Account, run: str) -> Account:
+def apply(table: Table | None, held: Account, run: str) -> Account:
     """The account with the run's attempts at the prices of the places that they had. An attempt whose place
-    or market is not known, or that an earlier launch began, stays as it was reserved."""
+    or market is not known, or that an earlier launch began, stays as it was reserved; so do all without a
+    table."""
+    if table is None:
+        return held
     entries = dict(held.entries)
     for entry in held.of(run):
         if entry.attempt is not None and entry.launched >= table.launched:

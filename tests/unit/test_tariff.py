@@ -11,6 +11,7 @@ import pytest
 from launcher import clusters, job, plan, project
 from launcher.artifacts.store import FileStore
 from launcher.backends import State
+from launcher.errors import Refused
 from launcher.money import account, booking, prices, tariff
 from launcher.money.account import HOUR_MS, MICROS, About, Entry
 from launcher.money.caps import from_flags
@@ -153,6 +154,55 @@ def test_a_launch_keeps_its_table_and_says_no_market_that_it_does_not_know(
     assert table
     [entry] = tariff.apply(table, adopted, "r").of("r")
     assert entry.price == paid * MICROS
+
+
+def test_a_resumed_run_prices_what_nobody_saw_the_end_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reserved at $151.91 an hour, the dearest place, it was at $110.08: what it has not cost is free again,
+    and the second launch's own table says nothing of it."""
+    set_catalogs(monkeypatch)
+    here = project_at(tmp_path)
+    store = FileStore(tmp_path / "store")
+    ledger = open_ledger(store)
+
+    def book(budget: str) -> booking.Booking:
+        request = plan.Request("demo", "one", cluster="aws", caps=from_flags(budget), ignore_estimates=True)
+        [draft] = plan.plans(request, here, plan.select(request, here))
+        return booking.book(draft, RUN, request, here, store, job.task_of(draft, here, "r"), lambda _: None)
+
+    first = book("400").entry
+    place = {"cloud": "AWS", "region": "us-east-2"}
+    hours = first.launched + 2 * HOUR_MS
+    ledger.change("runs/r", lambda held: account.adopt(held, first.key, 1, place))
+    ledger.change("runs/r", lambda held: account.renew(held, first.key, hours))
+    ledger.change("runs/r", lambda held: account.settle(held, first.key, hours))
+    with pytest.raises(Refused, match=r"\$220.16 is spent or reserved"):
+        book("230")
+    second = book("320").entry
+    seen = ledger.read("runs/r").entries
+    assert (seen[first.key].price, seen[second.key].price) == (110.08 * MICROS, 151.9104 * MICROS)
+    table = tariff.read(store, "r")
+    assert table
+    assert table.launched == second.launched
+
+
+def test_a_launch_without_a_table_has_none_of_an_earlier_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_catalogs(monkeypatch)
+    here = project_at(tmp_path)
+    store = FileStore(tmp_path / "store")
+    tariff.keep(store, "r", LONG_AGO, [tariff.Rate("aws", "us-east-2", None, "on-demand", 7, 7)])
+    (tmp_path / "clusters" / "aws.yaml").write_text("infra: aws\nprice_per_hour: 2\n")
+    request = plan.Request("demo", "one", cluster="aws", caps=from_flags("9k"), ignore_estimates=True)
+    [draft] = plan.plans(request, here, plan.select(request, here))
+    booked = booking.book(draft, RUN, request, here, store, job.task_of(draft, here, "r"), lambda _: None)
+    place = {"cloud": "aws", "region": "us-east-2"}
+    open_ledger(store).change("runs/r", lambda held: account.adopt(held, booked.entry.key, 1, place))
+    booking.settle(store, RUN, State("SUCCEEDED"))
+    [entry] = open_ledger(store).read("runs/r").of("r")
+    assert entry.price == 4 * MICROS
 
 
 def test_who_says_the_price_has_no_table() -> None:
