@@ -16,11 +16,12 @@ from launcher.money import caps, gate, places
 from launcher.money.account import MICROS, About, Account, Entry, money
 from launcher.money.amounts import format_duration
 from launcher.money.lease import Lease
-from launcher.money.ledger import account_name, now_ms, open_ledger
+from launcher.money.ledger import Ledger, account_name, now_ms, open_ledger
 
 if TYPE_CHECKING:
     from launcher.artifacts.store import Store
     from launcher.backends import State
+    from launcher.money.tariff import Table
     from launcher.plan import Plan, Request
     from launcher.project import Project
     from launcher.runs import Run
@@ -139,12 +140,7 @@ def book(
     before = tariff.apply(table, ledger.read(name), run.run_id)
     lease = _lease(plan, project, task, ours)
     order = _asked(plan, run.run_id, run.experiment, request, project, task, lease, before, store, True)
-
-    def admitted(held: Account) -> Account:
-        held = tariff.apply(table, held, run.run_id)
-        return gate.admit(accounts.supersede(held, run.run_id, order.entry.launched), order)
-
-    held = ledger.change(name, admitted)
+    held = reserve(ledger, order, table)
     end = None if order.deadline is None else order.entry.launched + round(1000 * order.deadline)
     # Of the whole caps: what others hold of an experiment's now may become free.
     price, whole = order.entry.price, [cap for _, cap, _ in held.caps(run.run_id)]
@@ -168,6 +164,23 @@ def book(
     return booked
 
 
+def reserve(ledger: Ledger, order: gate.Order, table: Table | None = None) -> Account:
+    """Let the order in, in the ledger, and end the run's attempts before it, at the prices of their ``table``. Of two launches that together do
+    not fit exactly one is let in; one that was is let in again. Raises Refused, and then nothing is reserved;
+    StoreError, and then it may be."""
+    name = account_name(order.entry.run, order.caps.experiment)
+    return ledger.change(name, lambda held: _admitted(held, order, table))
+
+
+def _admitted(held: Account, order: gate.Order, table: Table | None = None) -> Account:
+    from launcher.money import tariff
+
+    if order.entry.key in held.entries:  # the reply was lost: its own reservation is no attempt before it
+        return held
+    held = tariff.apply(table, held, order.entry.run)
+    return gate.admit(accounts.supersede(held, order.entry.run, order.entry.launched), order)
+
+
 def foretell(plan: Plan, request: Request, project: Project, store: Store, task: Task) -> list[str]:
     """What ``book`` would say of a launch of the plan as a new run, or of the run to resume; nothing without
     a cap. Reserves nothing, and asks neither a ledger that it needs not nor which strategy it will be.
@@ -189,7 +202,7 @@ def foretell(plan: Plan, request: Request, project: Project, store: Store, task:
     begun = request.resume is not None
     order = _asked(plan, run_id, experiment, request, project, task, lease, before, store, begun)
     now = order.entry.launched
-    held = gate.admit(accounts.supersede(before, run_id, now), order)
+    held = _admitted(before, order)
     of = "" if order.entry.price is None else f" at {money(order.entry.price)}/h: {money(order.entry.cost)}"
     first = f"a launch would reserve {format_duration((order.entry.until - now) / 1000)}{of}"
     once = [] if order.deadline is None and not held.caps(run_id) else _begun_once(plan, request)

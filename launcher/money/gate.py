@@ -1,7 +1,7 @@
 """The gate before a launch: whether it fits its caps, by how much it does not, and what would.
 
 ``admit`` is pure: an account and an order in, the account with the launch's reservation out, or a refusal.
-``book`` does it in the ledger, where of two launches that together do not fit exactly one is admitted.
+``booking.reserve`` does it in the ledger: of two launches that together do not fit exactly one is let in.
 Held against the caps are the first lease, exactly, and what the work that is left is expected to take where
 that costs least, as far as anybody knows (``launcher.money.expect``).
 """
@@ -25,7 +25,6 @@ from launcher.money.account import (
 )
 from launcher.money.amounts import enough_duration, format_duration
 from launcher.money.caps import Caps, hourly
-from launcher.money.ledger import Ledger, account_name
 
 ESTIMATE = "it is an estimate: `--work TIME` says how long it works in all, --ignore-estimates passes over it"
 
@@ -221,12 +220,6 @@ def with_budgets(account: Account, order: Order) -> Account:
     elif account.budget is None and unsaid.experiment_budget is not None:
         account = set_budget(account, None, unsaid.experiment_budget, "nemo-sky.yaml", at)
     return account
-
-
-def book(ledger: Ledger, order: Order) -> Account:
-    """Reserve the order in the ledger. Raises Refused when it is not let in; then nothing is reserved."""
-    name = account_name(order.entry.run, order.caps.experiment)
-    return ledger.change(name, lambda account: admit(account, order))
 
 
 def _lease_too_dear(short: Short, order: Order) -> TooDear:

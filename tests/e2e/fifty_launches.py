@@ -16,7 +16,7 @@ from pathlib import Path
 
 from launcher.artifacts.store import open_store
 from launcher.errors import Refused
-from launcher.money import gate
+from launcher.money import booking, gate
 from launcher.money.account import About, Entry, Short
 from launcher.money.caps import Caps
 from launcher.money.ledger import open_ledger
@@ -33,7 +33,7 @@ def launch(url: str, endpoint: str | None, number: int) -> bool:
     caps = Caps(experiment="e", experiment_budget=BUDGET)
     order = gate.Order(entry, About("tiny", "pretrain", "ann", "aws"), caps, Caps())
     try:
-        gate.book(open_ledger(open_store(url, endpoint)), order)
+        booking.reserve(open_ledger(open_store(url, endpoint)), order)
     except Refused as refused:
         if not isinstance(refused.__cause__, Short):
             raise

@@ -14,7 +14,7 @@ from functools import partial
 
 from launcher.artifacts.store import StoreError
 from launcher.errors import Refused
-from launcher.money import account, gate
+from launcher.money import account, booking, gate
 from launcher.money.account import HOUR_MS, About, Account, Closed, Entry
 from launcher.money.caps import Caps
 from launcher.money.lease import Lease
@@ -140,6 +140,11 @@ class World:
     def launch(self) -> None:
         """Reserve, then start; either may be where the launcher dies. A lost reply is asked for again."""
         run = self.chance.choice(self.runs)
+        mine = [stay for stay in self.living() if stay.run == run]
+        if any(stay.agent != "dead" for stay in mine):
+            return  # a run that is on is refused before the ledger is asked
+        for stay in mine:
+            stay.ended = self.now  # its nodes are taken down, or taken over
         self.count += 1
         key = f"{run}-{self.count}"
         caps = Caps(budget=self.budgets[run], experiment=self.experiment, experiment_budget=self.shared)
@@ -148,7 +153,7 @@ class World:
         order = gate.Order(entry, ABOUT, caps, Caps())
         for _ in range(3):
             try:
-                gate.book(self.ledger, order)
+                booking.reserve(self.ledger, order)
                 break
             except StoreError:
                 continue
