@@ -4,7 +4,8 @@
 
 Each window is replayed with the history of those windows alone that share no time with it. ``new`` leaves
 the tested zone's own history out too, as if it had never been used. Ratios are sums of cost over sums of
-the optimum's. One process; all windows take some 20 minutes of one core, ``--every 7`` a seventh of that.
+the optimum's. ``budget`` gives the job less money than it may need, and compares the work that is done when
+the money ends. One process; all windows take some 30 minutes of one core, ``--every 7`` a seventh of that.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from launcher.money.traces import Market
 
 ON_DEMAND = 3.06
 HOUR = 3600.0
-PARTS = ("single", "new", "nine", "jobs", "pairs")
+PARTS = ("single", "new", "nine", "jobs", "pairs", "budget")
+BUDGETS = (0.3, 0.5, 0.8)  # of what the work costs on-demand
 JOBS = (  # hours of work, hours to the deadline, ticks of restart
     (48, 52, 4), (48, 56, 4), (48, 60, 1), (48, 60, 10), (24, 26, 4), (24, 36, 4),
 )  # fmt: skip
@@ -71,6 +73,53 @@ def measure(
             "late": float(sum(not one.finished for one in replays)),
         }
     return found
+
+
+def within(
+    market: Market,
+    past: Sequence[dict[str, Tally]],
+    zones: Sequence[str],
+    names: Sequence[str],
+    picked: Sequence[int],
+    share: float,
+) -> dict[str, dict[str, float]]:
+    """48 h of work in 60 h with ``share`` of what it costs on-demand: by policy, sums over the picked windows
+    of the work that is done and of all, windows that are done, and windows that cost more than the budget."""
+    part = market.only(zones)
+    part = replace(part, windows=tuple(part.windows[i] for i in picked))
+    budget = share * 48 * ON_DEMAND
+    job = simulate.setting(
+        part, work=48 * HOUR, deadline=60 * HOUR, restart=4 * market.gap, on_demand=ON_DEMAND, budget=budget
+    )
+    if len(zones) > 1:
+        past = [known | more for known, more in zip(past, simulate.history(market.only(zones)), strict=True)]
+    found = {}
+    for name in names:
+        replays = simulate.run(part, job, name, lambda i: simulate.held_out(market, past, picked[i]))
+        found[name] = {
+            "work": float(sum(one.done for one in replays)),
+            "of": float(job.work * len(replays)),
+            "finished": float(sum(one.finished for one in replays)),
+            "above": float(sum(one.cost > budget + 1e-6 for one in replays)),
+        }
+    return found
+
+
+def show_work(title: str, found: dict[str, dict[str, float]]) -> dict[str, Any]:
+    best = max(v["work"] for name, v in found.items() if name != OURS)
+    rows = {
+        name: {
+            "work": round(v["work"] / v["of"], 4),
+            "of_best_rule": round(v["work"] / best, 4),
+            "finished": int(v["finished"]),
+            "above": int(v["above"]),
+        }
+        for name, v in found.items()
+    }
+    text = ", ".join(f"{name} {row['work']:.3f}" for name, row in rows.items())
+    above = sum(row["above"] for row in rows.values())
+    print(f"{title}: {text}; {rows[OURS]['of_best_rule']:.3f} of the best rule; above: {above}", flush=True)
+    return rows
 
 
 def add(total: dict[str, dict[str, float]], one: dict[str, dict[str, float]]) -> None:
@@ -164,6 +213,17 @@ def main() -> None:
             results[f"pair {pair[0]} {pair[1]}"] = show(f"pair {pair[0]} {pair[1]}", one)
             add(total, one)
         results["pairs"] = show("all pairs", total)
+    if "budget" in parts:
+        names = [OURS, *RIVALS, "sticky"]
+        for share in BUDGETS:
+            total = {}
+            for zone in market.zones:
+                one = within(market, past, [zone], names, picked, share)
+                results[f"budget {share} {zone}"] = show_work(f"budget {share} {zone}", one)
+                add(total, one)
+            results[f"budget {share} single"] = show_work(f"budget {share}, single zones", total)
+            one = within(market, past, market.zones, names, picked, share)
+            results[f"budget {share} nine"] = show_work(f"budget {share}, all {len(market.zones)}", one)
     if wanted.plot:
         rows = [
             {"zones": [zone], "policy": name, "of_on_demand": ratio["of_on_demand"]}
