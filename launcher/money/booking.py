@@ -165,9 +165,9 @@ def book(
 
 
 def reserve(ledger: Ledger, order: gate.Order, table: Table | None = None) -> Account:
-    """Let the order in, in the ledger, and end the run's attempts before it, at the prices of their ``table``. Of two launches that together do
-    not fit exactly one is let in; one that was is let in again. Raises Refused, and then nothing is reserved;
-    StoreError, and then it may be."""
+    """Let the order in, and end the run's attempts before it in the ledger, at the prices of their ``table``.
+    Of two launches that together do not fit exactly one is let in; one that was is let in again. Raises
+    Refused, and then nothing is reserved; StoreError, and then it may be."""
     name = account_name(order.entry.run, order.caps.experiment)
     return ledger.change(name, lambda held: _admitted(held, order, table))
 
