@@ -38,7 +38,7 @@ KEYS: Mapping[str, Key] = {
     "nodes": Key((int,), "number of nodes, in place of the recipe's"),
     "cpus": Key((str, int), "vCPUs of a node without GPUs, as SkyPilot writes them: `4+`"),
     "memory": Key((str, int), "memory in GiB of a node without GPUs: `16+`"),
-    "disk_size": Key((int,), "disk of each node in GB"),
+    "disk_size": Key((int,), "disk of each node in GB; SkyPilot asks for none on Slurm and Lambda"),
     "disk_tier": Key((str,), "SkyPilot's disk tier", ("low", "medium", "high", "ultra", "best")),
     "network_tier": Key((str,), "SkyPilot's network tier, for two nodes and more", ("standard", "best")),
     "spot": Key((bool,), "run on spot where the recipe allows it"),

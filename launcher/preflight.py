@@ -28,6 +28,14 @@ if TYPE_CHECKING:
 # ordered by their clocks long before that.
 SKEW_FAILS_S = 300.0
 MEMORY_MARGIN = 1.2  # the estimate is good to some 20 %
+# Where SkyPilot 0.14.1 asks for no disk: `disk_size` is in none of these templates but Slurm's, and nothing
+# of provision/slurm reads it. A pod asks for it as ephemeral storage, unless it is SkyPilot's default, which
+# counts as not said (resources.py).
+NO_DISK_SIZE = frozenset(
+    ("slurm", "lambda", "fluidstack", "hyperbolic", "ibm", "mithril", "shadeform", "vsphere")
+)
+PODS = frozenset(("kubernetes", "k8s", "ssh"))
+UNSAID_DISK_GB = 256
 
 
 @dataclass(frozen=True)
@@ -329,21 +337,29 @@ def memory(plan: Plan) -> Iterator[Finding]:
 
 
 def disk(plan: Plan) -> Iterator[Finding]:
-    """Room for the checkpoints that are kept, the one being written, and the one being uploaded."""
+    """Room for the checkpoints that are kept, the one being written, and the one being uploaded; unknown
+    where SkyPilot does not ask for what the task says."""
     size = fit.checkpoint_gb(plan.values)
     room = max(plan.profile.disk_size or 0, plan.spec.sky.disk_gb or 0)
-    if size is None or not room or not plan.spec.sky.checkpoint_dir:
+    if size is None or not plan.spec.sky.checkpoint_dir:
         return
     keep = fit.get(plan.values, "checkpoint.most_recent_k")
     count = (keep if isinstance(keep, int) and keep > 0 else 1) + 1
-    needed = size * count / plan.nodes
-    yield Finding(
-        "disk",
-        needed <= room,
-        f"{count} checkpoints of {size:.0f} GB on {plan.nodes} nodes beside {room} GB on each",
-        "raise disk_size in the profile",
-        forceable=True,
-    )
+    wanted = f"{count} checkpoints of {size:.0f} GB on {plan.nodes} nodes"
+    cloud = split_infra(plan.profile.infra)[0]
+    if cloud in NO_DISK_SIZE or (cloud in PODS and room in (0, UNSAID_DISK_GB)):
+        hint = "see that the nodes have it where ~/.nemo-sky/work is"
+        if cloud in PODS:
+            hint += f", or say in the profile a disk_size that is not SkyPilot's default of {UNSAID_DISK_GB}"
+        yield Finding("disk", None, f"{wanted}; SkyPilot asks for no disk on {cloud}", hint)
+    elif room:
+        yield Finding(
+            "disk",
+            size * count / plan.nodes <= room,
+            f"{wanted} beside {room} GB on each",
+            "raise disk_size in the profile",
+            forceable=True,
+        )
 
 
 def _tried(check: str, good: str, call: Callable[[], object]) -> Finding:

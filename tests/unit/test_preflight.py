@@ -7,6 +7,7 @@ from base64 import b64encode
 from collections.abc import Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -132,11 +133,15 @@ def test_the_clock_is_compared_with_the_stores(monkeypatch: pytest.MonkeyPatch, 
 
 
 def planned(
-    *overrides: str, config: str = "default", nodes: int | None = None, gpus: str | None = None
+    *overrides: str,
+    config: str = "default",
+    nodes: int | None = None,
+    gpus: str | None = None,
+    cluster: str = "aws",
 ) -> plan.Plan:
     here = project.read(ROOT)
     there = clusters.Placement(gpus=gpus)
-    request = plan.Request("nano3", "pretrain", "aws", config, overrides, nodes=nodes, placement=there)
+    request = plan.Request("nano3", "pretrain", cluster, config, overrides, nodes=nodes, placement=there)
     (found,) = plan.plans(request, here, plan.select(request, here))
     return found
 
@@ -213,6 +218,44 @@ def test_checkpoints_need_their_room() -> None:
     preflight.require([found], True)
     (found,) = preflight.disk(planned("checkpoint.most_recent_k=9", nodes=4))
     assert found.ok is True
+
+
+@pytest.mark.parametrize("cluster", ["slurm", "lambda"])
+def test_a_disk_that_nobody_asks_for_is_unknown(cluster: str) -> None:
+    """However large the recipe and the profile say it is."""
+    (found,) = preflight.disk(planned("checkpoint.most_recent_k=99", cluster=cluster))
+    assert (found.ok, found.says) == (
+        None,
+        f"100 checkpoints of 442 GB on 2 nodes; SkyPilot asks for no disk on {cluster}",
+    )
+    preflight.require([found], False)
+
+
+def test_a_pod_asks_for_disk_but_not_for_skypilots_default() -> None:
+    draft = planned("checkpoint.most_recent_k=99", cluster="kubernetes")
+    (found,) = preflight.disk(draft)
+    assert (found.ok, found.says[-22:]) == (False, "beside 2000 GB on each")
+    spec = replace(draft.spec, sky=replace(draft.spec.sky, disk_gb=None))
+    assert draft.profile.disk_size == preflight.UNSAID_DISK_GB
+    (found,) = preflight.disk(replace(draft, spec=spec))
+    assert found.ok is None
+    assert found.hint
+    assert "not SkyPilot's default of 256" in found.hint
+
+
+def test_where_skypilot_asks_for_no_disk() -> None:
+    """As its own files have it."""
+    found = find_spec("sky")
+    assert found
+    assert found.origin
+    sky = Path(found.origin).parent
+    templates = {path.name.removesuffix("-ray.yml.j2"): path for path in sky.glob("templates/*-ray.yml.j2")}
+    without = {name for name, path in templates.items() if "disk_size" not in path.read_text()}
+    slurm = [path.name for path in sky.glob("provision/slurm/*.py") if "disk_size" in path.read_text()]
+    assert slurm == []
+    assert without - {"local"} | {"slurm"} == preflight.NO_DISK_SIZE
+    assert f"DEFAULT_DISK_SIZE_GB = {preflight.UNSAID_DISK_GB}\n" in (sky / "resources.py").read_text()
+    assert "if resources.disk_size_specified:" in (sky / "clouds" / "kubernetes.py").read_text()
 
 
 def test_what_nobody_knows_is_said_and_refuses_nothing() -> None:
