@@ -52,7 +52,7 @@ def launch(request: Request, project: Project, say: Say, log: Say) -> list[Outco
     request = replace(request, deadline_at=booking.deadline_at(request, project))
     drafts = plans(request, project, select(request, project))
     store = open_store(project)
-    preflight(request, project, drafts, store)
+    needs = preflight(request, project, drafts, store)
     if pipeline.fits(drafts, request, project):
         return pipeline.launch(drafts, request, project, store, say, log)
 
@@ -61,15 +61,17 @@ def launch(request: Request, project: Project, say: Say, log: Say) -> list[Outco
     for number, draft in enumerate(drafts, 1):
         say(f"[{number}/{len(drafts)}] {draft.name}" if len(drafts) > 1 else draft.name)
         plan = pin(draft, request, project, store, made)
-        outcome = run_stage(plan, request, project, store, say, log)
+        later = sum(needs.get(one.name, 0.0) for one in drafts[number:])
+        outcome = run_stage(plan, booking.leaving(request, later), project, store, say, log)
         outcomes.append(outcome)
         if outcome.output:
             made[outcome.output.name] = outcome.output
     return outcomes
 
 
-def preflight(request: Request, project: Project, drafts: Sequence[Plan], store: Store) -> None:
-    """Refuse now what would fail later. ``--ignore-estimates`` passes over estimates, never over facts."""
+def preflight(request: Request, project: Project, drafts: Sequence[Plan], store: Store) -> dict[str, float]:
+    """Refuse now what would fail later. ``--ignore-estimates`` passes over estimates, never over facts.
+    Returns what ``booking.foresee`` does."""
     if request.detach and len(drafts) > 1 and not pipeline.fits(drafts, request, project):
         raise UserError(
             "--detach of several stages needs SkyPilot to begin each after the one before",
@@ -92,10 +94,11 @@ def preflight(request: Request, project: Project, drafts: Sequence[Plan], store:
     checks.require(checks.controller(drafts), request.goes_on)
     # By now SkyPilot's API server is up, and can say which strategy recovers a job.
     beginning = begin_anew(drafts, request, project, store)
-    booking.foresee([(draft, tasks[draft.name]) for draft in beginning], request, project, store)
+    needs = booking.foresee([(draft, tasks[draft.name]) for draft in beginning], request, project, store)
     for draft, later in zip(drafts, awaited(drafts), strict=True):
         here = {name: item for name, item in draft.inputs.items() if name not in later}
         inputs.pin(here, store, project.tracking, {})
+    return needs
 
 
 def begin_anew(drafts: Sequence[Plan], request: Request, project: Project, store: Store) -> list[Plan]:

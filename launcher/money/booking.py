@@ -91,21 +91,23 @@ def foresee(
     store: Store,
     *,
     ask: bool = True,
-) -> None:
+) -> dict[str, float]:
     """Refuse, before the first stage starts, stages that are expected not to fit: each of those that begin
     anew against its own budget, and all of them together against the experiment's and the deadline, with the
     first lease that its booking will ask for. Asks SkyPilot's API server which strategy will recover a job on
-    spot; without ``ask`` nobody, and it is taken to be FAILOVER."""
+    spot; without ``ask`` nobody, and it is taken to be FAILOVER. Returns, of those whose duration counts and
+    is known, the seconds that each takes at least."""
+    needs: dict[str, float] = {}
     if request.goes_on or not is_capped(request, project):
-        return
+        return needs
     name = request.caps.experiment
     held = open_ledger(store).read(account_name("", name)) if name else Account()
     # Not yet counted down: the checks before took seconds, and a deadline is named as it was given.
-    request, before = replace(request, deadline_at=None), 0.0
+    request = replace(request, deadline_at=None)
     for plan, task in beginning:
         lease = _lease(plan, project, task, ask and strategy.is_ours(plan, lambda _: None))
         order = _order(plan, request, project, task, plan.name, capped=True, lease=lease)
-        order = replace(order, before=before)
+        order = replace(order, before=sum(needs.values()))
         limits = gate.with_budgets(held, order)
         left = limits.left(plan.name)
         if left is None and order.deadline is None:
@@ -117,7 +119,16 @@ def foresee(
             now = order.entry.launched
             whole = Entry(plan.name, plan.name, best.cost, now, now + accounts.HOUR_MS)
             held = accounts.reserve(limits, whole, order.about)
-            before += 3600 * min(way.hours for way in seen.ways if way.asked)
+            needs[plan.name] = 3600 * min(way.hours for way in seen.ways if way.asked)
+    return needs
+
+
+def leaving(request: Request, seconds: float) -> Request:
+    """The request of a stage after which others need ``seconds`` of the deadline of all: a run on spot would
+    wait for a cheaper hour as long as it may."""
+    if request.deadline_at is None:
+        return request
+    return replace(request, deadline_at=request.deadline_at - round(1000 * seconds))
 
 
 def book(

@@ -197,7 +197,7 @@ def two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> project.Project:
 
 def foresee(
     two: project.Project, *, cluster: str = "local", force: bool = False, managed: bool = False, **given: str
-) -> None:
+) -> dict[str, float]:
     request = plan.Request(
         "demo", "all", cluster=cluster, caps=from_flags(**given), force=force, managed=managed
     )
@@ -206,7 +206,7 @@ def foresee(
     beginning = flow.begin_anew(drafts, request, two, store)
     tasks = [job.task_of(draft, two, draft.name) for draft in beginning]
     assert len(beginning) == 2
-    booking.foresee(list(zip(beginning, tasks, strict=True)), request, two, store)
+    return booking.foresee(list(zip(beginning, tasks, strict=True)), request, two, store)
 
 
 def test_all_stages_must_fit_before_the_first_begins(two: project.Project) -> None:
@@ -223,7 +223,8 @@ def test_all_stages_must_fit_before_the_first_begins(two: project.Project) -> No
 
 def test_the_deadline_is_one_of_all_stages(two: project.Project) -> None:
     """Six minutes each: ten are enough for either and not for both, and what is said would do does."""
-    foresee(two, deadline="13m")
+    needs = foresee(two, deadline="13m")
+    assert needs == {name: pytest.approx(360, rel=0.02) for name in ("demo/one", "demo/two")}
     with pytest.raises(
         Refused, match=r"what the stages before it are expected to leave of the deadline of 10m"
     ) as late:
