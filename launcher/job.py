@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 import uuid
 import zlib
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from launcher import config, fuse, luggage, provenance, runs, secrets, strategy, task
+from launcher import config, fuse, luggage, provenance, runs, strategy, task
 from launcher.money import narrow
 from launcher.money.want import want_of
 from launcher.plan import Plan, Request, to_task
@@ -24,10 +25,12 @@ def write(
     project: Project,
     request: Request,
     store: Store,
-    booked: booking.Booking | None,
+    hidden: Iterable[str],
+    booked: booking.Booking | None = None,
     ours: bool = False,
 ) -> task.Task:
-    """Write the run's own files and return the task that names them. Never a secret: those are variables.
+    """Write the run's own files and return the task that names them, and the secrets ``hidden``: their values
+    are for SkyPilot alone.
 
     ``booked`` is None for a run that nothing caps and whose agent itself enters it in the ledger; ``ours``
     says that our own strategy recovers it.
@@ -60,8 +63,8 @@ def write(
     if booked and booked.limited and plan.profile.backend == "sky":
         terms = (booked.lease, booked.longest, booked.deadline)
         submitted = fuse.arm(submitted, *terms, capped=booked.capped)
-    if names := secrets.of(plan.profile, plan.image, request.secrets):
-        submitted["secrets"] = dict.fromkeys(names)
+    if names := dict.fromkeys(hidden):
+        submitted["secrets"] = names
     runs.write_text(folder / "job" / "train.yaml", config.dump_yaml(plan.values))
     runs.write_text(
         folder / "job" / "job.yaml",

@@ -143,7 +143,7 @@ def begin(plan: Plan, request: Request, project: Project, store: Store, say: Say
     run = begin_or_resume(plan, request, project, say)
     wanted = job.task_of(plan, project, run.run_id)
     ours = strategy.is_ours(plan, say)
-    hidden = secrets.of(plan.profile, plan.image, request.secrets)
+    hidden = secrets.of_plan(plan, request.secrets)
     folder = runs.directory(project.runs, run.run_id)
     backend = backends.get(run.backend)
     is_new = not folder.exists()
@@ -157,7 +157,7 @@ def begin(plan: Plan, request: Request, project: Project, store: Store, say: Say
             runs.forget(project.runs, run)
         raise
     try:
-        submitted = job.write(plan, run, project, request, store, booked, ours)
+        submitted = job.write(plan, run, project, request, store, hidden, booked, ours)
         count = f"{plan.nodes} node{'s' if plan.nodes > 1 else ''}"
         say(f"  run {run.run_id} on {plan.profile.name}, {count}")
         if plan.profile.backend != "local":

@@ -64,8 +64,8 @@ def launch(
             submitted = []
             for plan, run in stages:
                 runs.save(project.runs, run)
-                task = job.write(plan, run, project, request, store, None)
-                hidden = secrets.of(plan.profile, plan.image, request.secrets)
+                hidden = secrets.of_plan(plan, request.secrets)
+                task = job.write(plan, run, project, request, store, hidden)
                 submitted.append((runs.directory(project.runs, run.run_id), task, hidden))
                 say(f"{plan.name}: run {run.run_id} on {plan.profile.name}")
             say(f"as the managed job {name} of {len(stages)} tasks: {stages[0][0].managed}")

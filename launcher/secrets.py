@@ -9,9 +9,14 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from secrets import token_hex
+from typing import TYPE_CHECKING
 
 from launcher.clusters import Profile
 from launcher.errors import Refused, UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from launcher.plan import Plan
 
 # Handed on to the job wherever they are set: Hugging Face, NGC, S3, MLflow.
 STANDARD = (
@@ -25,6 +30,8 @@ STANDARD = (
     "MLFLOW_TRACKING_TOKEN",
 )
 NGC_REGISTRY = "nvcr.io"
+RAY_TOKEN = "RAY_AUTH_TOKEN"
+RAY_AUTH = ("RAY_AUTH_MODE", RAY_TOKEN, "RAY_AUTH_TOKEN_PATH")
 _LINE = re.compile(r"(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)\s*=\s*(.*)")
 
 
@@ -43,6 +50,21 @@ def of(profile: Profile, image: str | None, file: Path | None) -> dict[str, str]
     names = dict.fromkeys([*profile.secrets, *STANDARD, *(read(file) if file else ())])
     found = {name: known[name] for name in names if known.get(name)}
     return {**found, **registry_login(image, found)}
+
+
+def of_plan(plan: Plan, file: Path | None) -> dict[str, str]:
+    """The secrets of a plan's job, by name: those of ``of``, and for a Ray cluster of several nodes what its
+    nodes alone share, for otherwise it obeys whoever reaches its ports. It is another with every call, and of
+    a managed job SkyPilot keeps it for the recoveries. Raises what ``of`` raises.
+
+    Not where the job itself says how its Ray authenticates (the names are Ray 2.60's), and not on this
+    machine, whose backend makes one for each attempt.
+    """
+    found = of(plan.profile, plan.image, file)
+    alone = plan.spec.run.launch != "ray" or plan.nodes < 2 or plan.profile.backend != "sky"
+    if alone or not {*found, *plan.spec.env, *plan.profile.env, *plan.env}.isdisjoint(RAY_AUTH):
+        return found
+    return {**found, RAY_TOKEN: token_hex(32)}
 
 
 def registry_login(image: str | None, found: Mapping[str, str]) -> dict[str, str]:

@@ -157,15 +157,18 @@ class RayNode:
 def _authentication(node: Node, env: Mapping[str, str]) -> dict[str, str]:
     """Said outright, because Ray's head decides by whether this machine happens to have a token file.
 
-    A token that the environment holds is used, and one node makes its own. Several nodes without one have
-    no secret in common: their cluster is as open as the network between them.
+    A token that the environment holds is used: a launch on several nodes gives them one
+    (``launcher.secrets.of_plan``). One node makes its own. Several without have no secret in common, as of a
+    task that nobody launched with nemo-sky: their cluster is as open as the network between them.
     """
     if "RAY_AUTH_MODE" in env:
         return {}
-    if "RAY_AUTH_TOKEN" in env:
+    if env.get("RAY_AUTH_TOKEN") or env.get("RAY_AUTH_TOKEN_PATH"):
         return {"RAY_AUTH_MODE": "token"}
     if node.count == 1:
         return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    if node.rank == 0:
+        say("no token: whoever reaches the ports of this Ray cluster can use it; RAY_AUTH_TOKEN closes it")
     return {"RAY_AUTH_MODE": "disabled"}
 
 

@@ -33,7 +33,7 @@ def launched(
     store, said = FileStore(root / "store"), list[str]()
     wanted = job.task_of(draft, here, "r")
     booked = booking.book(draft, RUN, request, here, store, wanted, said.append, ours)
-    return job.write(draft, RUN, here, request, store, booked, ours), booked, said
+    return job.write(draft, RUN, here, request, store, (), booked, ours), booked, said
 
 
 def test_a_deadline_alone_has_a_fuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,7 +93,9 @@ def test_the_end_of_the_command_leaves_the_cluster_up(monkeypatch: pytest.Monkey
     assert head.wait(10) == 137
 
 
-def test_the_cluster_is_closed_to_others_where_it_can_be(tmp_path: Path) -> None:
+def test_the_cluster_is_closed_to_others_where_it_can_be(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Ray's head would decide by whether this machine has a token file; its workers would not."""
 
     def env(count: int, **given: str) -> dict[str, str]:
@@ -101,7 +103,10 @@ def test_the_cluster_is_closed_to_others_where_it_can_be(tmp_path: Path) -> None
         return {key: value for key, value in made.items() if key.startswith("RAY_AUTH")}
 
     assert env(2, RAY_AUTH_TOKEN="t") == {"RAY_AUTH_TOKEN": "t", "RAY_AUTH_MODE": "token"}
-    assert env(2) == {"RAY_AUTH_MODE": "disabled"}
+    assert env(2, RAY_AUTH_TOKEN_PATH="/f") == {"RAY_AUTH_TOKEN_PATH": "/f", "RAY_AUTH_MODE": "token"}
+    assert capsys.readouterr().err == ""
+    assert env(2) == {"RAY_AUTH_MODE": "disabled"}, "of a task that was not launched by nemo-sky"
+    assert "whoever reaches the ports of this Ray cluster can use it" in capsys.readouterr().err
     alone, again = env(1), env(1)
     assert alone["RAY_AUTH_MODE"] == "token"
     assert alone["RAY_AUTH_TOKEN"] != again["RAY_AUTH_TOKEN"]
