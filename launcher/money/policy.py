@@ -226,7 +226,9 @@ def decide(plan: Plan, state: State, offers: Sequence[Offer], now: float) -> Dec
         return Stop("deadline")
     known = {zone for pool in plan.pools for zone in pool.zones}
     here = _Here(plan, state, {o.zone: o for o in offers if o.zone in known}, now)
-    choice = here.capped() if here.tight else here.cheapest()
+    expected, choice = here.cheapest()
+    if here.tight and expected > here.room:
+        choice = here.capped()
     if job.budget is not None:
         affordable = here.room >= here.rate(choice) * job.tick / 3600 - 1e-9
         if not affordable or (choice is None and here.penniless):
@@ -275,7 +277,7 @@ class _Here:
         if work > 0 and slack < after:
             return False
         paid = self.rate(place) * self.plan.job.tick / 3600
-        return self.room - paid >= (self._finish(after, work) if work else 0.0) - 1e-9
+        return self.tight or self.room - paid >= (self._finish(after, work) if work else 0.0) - 1e-9
 
     def later(self) -> NDArray[np.float32]:
         """Expected costs after this tick, by mode and slack, with each pool as it is now."""
@@ -302,8 +304,9 @@ class _Here:
         life = min(float(pool.lives[zone][age]), self.work + self.plan.restart)
         return worn(self.rate(zone), life, self.plan.restart)
 
-    def cheapest(self) -> str | None:
-        """The action of least expected cost among those that keep deadline and budget."""
+    def cheapest(self) -> tuple[float, str | None]:
+        """The action of least expected cost among those that keep the deadline and, while it can pay for
+        finishing on-demand, the budget; and that cost, in dollars."""
         plan, place = self.plan, self.state.place
         later = self.later()
         options: list[tuple[float, bool, str | None]] = []
@@ -327,8 +330,9 @@ class _Here:
             for where in dict.fromkeys(found):
                 add(where, pool.price, 1 + (i + 1) * plan.table.levels)
         if not options:
-            return place if place is not None else ON_DEMAND
-        return min(options, key=lambda option: option[:2])[2]
+            return math.inf, place if place is not None else ON_DEMAND
+        rate, _, where = min(options, key=lambda option: option[:2])
+        return rate * plan.job.tick / 3600, where
 
     def capped(self) -> str | None:
         """The budget cannot pay for finishing on-demand: the most work for the money that is left."""
