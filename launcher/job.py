@@ -53,18 +53,8 @@ def write(
         facts |= {"cookbook_git_sha": theirs.sha, "cookbook_git_dirty": theirs.dirty}
         facts |= {"cookbook_patch_lacks": theirs.left_out} if theirs.left_out else {}
         patches["cookbook.patch"] = theirs.patch
-    submitted = task_of(plan, project, run.run_id)
+    submitted = as_submitted(plan, project, request, run.run_id, store, hidden, booked, ours)
     facts |= gpus_of(submitted)
-    if ours and booked:
-        recovery = strategy.job_recovery(submitted, plan, request, store, booked)
-        submitted["resources"]["job_recovery"] = recovery
-    elif booked and booked.limited and plan.managed:
-        submitted = strategy.begun_once(submitted)
-    if booked and booked.limited and plan.profile.backend == "sky":
-        terms = (booked.lease, booked.longest, booked.deadline)
-        submitted = fuse.arm(submitted, *terms, capped=booked.capped)
-    if names := dict.fromkeys(hidden):
-        submitted["secrets"] = names
     runs.write_text(folder / "job" / "train.yaml", config.dump_yaml(plan.values))
     runs.write_text(
         folder / "job" / "job.yaml",
@@ -89,6 +79,32 @@ def write(
         luggage.copy_of_launcher(folder)
     runs.write_text(folder / runs.UNTRACKED, "nobody has seen its end yet\n")
     runs.write_text(folder / "task.yaml", task.dump(submitted))
+    return submitted
+
+
+def as_submitted(
+    plan: Plan,
+    project: Project,
+    request: Request,
+    run_id: str,
+    store: Store,
+    hidden: Iterable[str],
+    booked: booking.Booking | None,
+    ours: bool,
+) -> task.Task:
+    """The whole task, as ``write`` writes it and a dry run shows it: ``task_of`` with the names of its
+    secrets and what only its booking says, our recovery and the fuse."""
+    submitted = task_of(plan, project, run_id)
+    if ours and booked:
+        recovery = strategy.job_recovery(submitted, plan, request, store, booked)
+        submitted["resources"]["job_recovery"] = recovery
+    elif booked and booked.limited and plan.managed:
+        submitted = strategy.begun_once(submitted)
+    if booked and booked.limited and plan.profile.backend == "sky":
+        terms = (booked.lease, booked.longest, booked.deadline)
+        submitted = fuse.arm(submitted, *terms, capped=booked.capped)
+    if names := dict.fromkeys(hidden):
+        submitted["secrets"] = names
     return submitted
 
 

@@ -3,8 +3,7 @@
     Request -> stages -> plans (values: nothing started) -> preflight
             -> for each stage: pin inputs -> skip, resume or begin -> submit -> follow -> Outcome
 
-Everything that can be refused is refused before the first stage starts; a dry run (``launcher.dry``) stops at
-the plans.
+Everything that can be refused is refused before the first stage starts; ``launcher.dry`` stops at the plans.
 """
 
 from __future__ import annotations

@@ -20,9 +20,10 @@ LOST = (
 )
 
 
-def is_ours(plan: Plan, say: Callable[[str], None]) -> bool:
+def is_ours(plan: Plan, say: Callable[[str], None], *, asks: bool = False) -> bool:
     """Whether our strategy is to recover the run: it is on spot, and the API server has the plugin. Says
-    what is lost where it has not."""
+    what is lost where it has not. Who only ``asks`` has started no server: one that does not answer may have
+    the plugin once it is up."""
     spot = plan.profile.spot or plan.profile.spot_first
     if plan.profile.backend != "sky" or not plan.managed or not spot or plan.spec.sky.spot is False:
         return False
@@ -31,6 +32,9 @@ def is_ours(plan: Plan, say: Callable[[str], None]) -> bool:
     try:
         found = sky_calls.plugins()
     except Refused as error:
+        if asks:
+            say("  recovered by SkyPilot's FAILOVER, as shown, or by our strategy: its API server is not up")
+            return False
         found, why = {}, error.message
     else:
         why = "the API server has no nemo-sky plugin"

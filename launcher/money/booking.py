@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from launcher import strategy
 from launcher.artifacts import checkpoints
+from launcher.errors import Refused
 from launcher.money import account as accounts
 from launcher.money import caps, gate, places
 from launcher.money.account import MICROS, About, Account, Entry, money
@@ -68,6 +69,15 @@ class Booking:
             "price_per_hour": None if price is None else price / MICROS,
             "money": {**terms, "lease": asdict(self.lease)},
         }
+
+
+@dataclass(frozen=True)
+class Foretold:
+    """What a launch would book and say, or the ``refusal`` that it would meet."""
+
+    booking: Booking
+    lines: tuple[str, ...] = ()
+    refusal: Refused | None = None
 
 
 def check(plan: Plan, request: Request, project: Project, task: Task) -> None:
@@ -152,17 +162,7 @@ def book(
     lease = _lease(plan, project, task, ours)
     order = _asked(plan, run.run_id, run.experiment, request, project, task, lease, before, store, True)
     held = reserve(ledger, order, table)
-    end = None if order.deadline is None else order.entry.launched + round(1000 * order.deadline)
-    # Of the whole caps: what others hold of an experiment's now may become free.
-    price, whole = order.entry.price, [cap for _, cap, _ in held.caps(run.run_id)]
-    longest = accounts.affordable_ms(price, min(whole)) if price and whole else None
-    capped = bool(held.caps(run.run_id))
-    if request.detach and not plan.managed and plan.profile.backend == "sky" and not capped and end is None:
-        # Without a fuse, and with nobody to take them down, its nodes stay until SkyPilot's skylet has seen
-        # them idle for so long, and looks.
-        idle = (plan.profile.idle_minutes + 1) * 60_000
-        lease = replace(lease, teardown=max(lease.teardown, idle))
-    booked = Booking(name, order.entry, run.experiment, capped, lease, end, longest)
+    booked = _booking(name, run.experiment, order, lease, held, plan, request)
     if rates or table:  # an old one says nothing of this launch
         try:
             tariff.keep(store, run.run_id, order.entry.launched, rates)
@@ -192,32 +192,63 @@ def _admitted(held: Account, order: gate.Order, table: Table | None = None) -> A
     return gate.admit(accounts.supersede(held, order.entry.run, order.entry.launched), order)
 
 
-def foretell(plan: Plan, request: Request, project: Project, store: Store, task: Task) -> list[str]:
-    """What ``book`` would say of a launch of the plan as a new run, or of the run to resume; nothing without
-    a cap. Reserves nothing, and asks neither a ledger that it needs not nor which strategy it will be.
+def foretell(
+    plan: Plan, run_id: str, request: Request, project: Project, store: Store, task: Task, ours: bool
+) -> Foretold:
+    """What ``book`` would do and say of a launch of the plan as the new run ``run_id``, or of the run to
+    resume; nothing is said without a cap. Reserves nothing, and asks no ledger that it needs not.
 
-    Raises Refused as ``book`` does; StoreError, which is one, where a cap is shared and the store fails.
+    Raises Refused for a cap below what is spent; StoreError, which is one, where a cap is shared and the
+    store fails.
     """
     from launcher import runs
     from launcher.money import tariff
 
-    run_id, experiment = request.resume or plan.name, request.caps.experiment
+    whose, experiment = request.resume or plan.name, request.caps.experiment
     if request.resume:
         experiment = runs.load(project.runs, request.resume).experiment
     shared = request.resume is not None or experiment is not None
-    before = open_ledger(store).read(account_name(run_id, experiment)) if shared else Account()
-    before = tariff.apply(tariff.read(store, run_id), before, run_id) if request.resume else before
-    if not is_capped(request, project) and not before.caps(run_id):
-        return []
-    lease = _lease(plan, project, task, ours=False)
+    before = open_ledger(store).read(account_name(whose, experiment)) if shared else Account()
+    before = tariff.apply(tariff.read(store, whose), before, whose) if request.resume else before
+    lease = _lease(plan, project, task, ours)
     begun = request.resume is not None
-    order = _asked(plan, run_id, experiment, request, project, task, lease, before, store, begun)
+    order = _asked(plan, whose, experiment, request, project, task, lease, before, store, begun)
     now = order.entry.launched
-    held = _admitted(before, order)
+    caps_of = gate.with_budgets(accounts.supersede(before, whose, now), order)
+    booked = _booking(account_name(run_id, experiment), experiment, order, lease, caps_of, plan, request)
+    booked = replace(booked, entry=replace(booked.entry, run=run_id))
+    if not is_capped(request, project) and not before.caps(whose):
+        return Foretold(booked)
+    try:
+        held = _admitted(before, order)
+    except Refused as refusal:
+        return Foretold(booked, refusal=refusal)
     of = "" if order.entry.price is None else f" at {money(order.entry.price)}/h: {money(order.entry.cost)}"
     first = f"a launch would reserve {format_duration((order.entry.until - now) / 1000)}{of}"
-    once = [] if order.deadline is None and not held.caps(run_id) else _begun_once(plan, request)
-    return [first, *_said(before, held, run_id), *once, *_foreseen(order)]
+    once = [] if ours or not booked.limited else _begun_once(plan, request)
+    return Foretold(booked, (first, *_said(before, held, whose), *once, *_foreseen(order)))
+
+
+def _booking(
+    name: str,
+    experiment: str | None,
+    order: gate.Order,
+    lease: Lease,
+    held: Account,
+    plan: Plan,
+    request: Request,
+) -> Booking:
+    """The booking of ``order`` in the account ``held``, which has its caps."""
+    end = None if order.deadline is None else order.entry.launched + round(1000 * order.deadline)
+    # Of the whole caps: what others hold of an experiment's now may become free.
+    price, whole = order.entry.price, [cap for _, cap, _ in held.caps(order.entry.run)]
+    longest = accounts.affordable_ms(price, min(whole)) if price and whole else None
+    if request.detach and not plan.managed and plan.profile.backend == "sky" and not whole and end is None:
+        # Without a fuse, and with nobody to take them down, its nodes stay until SkyPilot's skylet has seen
+        # them idle for so long, and looks.
+        idle = (plan.profile.idle_minutes + 1) * 60_000
+        lease = replace(lease, teardown=max(lease.teardown, idle))
+    return Booking(name, order.entry, experiment, bool(whole), lease, end, longest)
 
 
 def _asked(

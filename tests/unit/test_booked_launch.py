@@ -101,7 +101,7 @@ def test_a_dry_run_says_so_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         "demo", "one", cluster="aws", caps=from_flags("9k"), retries=2, ignore_estimates=True
     )
     [draft] = plan.plans(request, here, plan.select(request, here))
-    lines = booking.foretell(
-        draft, request, here, FileStore(tmp_path / "store"), job.task_of(draft, here, "r")
-    )
-    assert any(line.startswith("--retries 2: ") for line in lines)
+    store = FileStore(tmp_path / "store")
+    wanted = job.task_of(draft, here, "r")
+    told = booking.foretell(draft, "r", request, here, store, wanted, ours=False)
+    assert any(line.startswith("--retries 2: ") for line in told.lines)
