@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from launcher import job, pipeline, runs, secrets, strategy, task
 from launcher.errors import Refused
 from launcher.launch import begin_anew, open_store
-from launcher.money import able, booking
+from launcher.money import able, booking, orders
 from launcher.plan import Plan, Request, awaited, pin, plans, select
 from launcher.project import Project
 
@@ -47,7 +47,7 @@ def dry_run(request: Request, project: Project, say: Say) -> list[tuple[Plan, ta
             except Refused as missing:
                 refused(draft.name, missing)
         result.append((plan, _shown(plan, request, project, store, say, refused, chain)))
-    if not refusals and len(drafts) > 1 and booking.is_capped(request, project):
+    if not refusals and len(drafts) > 1 and orders.is_capped(request, project):
         tasks = {plan.name: wanted for plan, wanted in result}
         try:
             beginning = [(one, tasks[one.name]) for one in begin_anew(drafts, request, project, store)]

@@ -25,10 +25,10 @@ Say = Callable[[str], None]
 
 def fits(drafts: Sequence[Plan], request: Request, project: Project) -> bool:
     """Whether the stages can be one: all managed by SkyPilot, and no cap, whose gate each stage must pass."""
-    from launcher.money import booking
+    from launcher.money import orders
 
     managed = all(plan.profile.backend == "sky" and plan.managed for plan in drafts)
-    return len(drafts) > 1 and managed and not booking.is_capped(request, project)
+    return len(drafts) > 1 and managed and not orders.is_capped(request, project)
 
 
 def launch(

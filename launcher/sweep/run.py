@@ -21,7 +21,7 @@ from launcher import plan as plans
 from launcher.errors import Refused, UserError
 from launcher.lineage import mlflow_sweeps
 from launcher.money import account as accounts
-from launcher.money import booking
+from launcher.money import orders
 from launcher.money.gate import TooDear
 from launcher.money.ledger import account_name, now_ms, open_ledger
 from launcher.project import Project
@@ -106,7 +106,7 @@ def checked(asked: Sweep, project: Project) -> tuple[Sweep, Plan]:
 
 def _require_an_end(asked: Sweep, draft: Plan, project: Project) -> None:
     """A budget never ends where nothing costs."""
-    price, _ = booking.prices_of(draft, job.task_of(draft, project, draft.name), capped=True)
+    price, _ = orders.prices_of(draft, job.task_of(draft, project, draft.name), capped=True)
     if price == 0 and asked.trials is None:
         raise UserError(
             f"{draft.profile.name} costs nothing, so the budget would never end",
