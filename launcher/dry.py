@@ -25,8 +25,8 @@ def dry_run(request: Request, project: Project, say: Say) -> list[tuple[Plan, ta
     launch would be refused for is said, and its task is shown all the same.
 
     Another than of the launch are the run's id, unless ``--resume`` names it, with the ports that follow from
-    it, and under our recovery strategy the launch's time. Of that strategy only an API server that is up
-    knows: none is started for it.
+    it, the launch's time under a deadline or our recovery strategy, and its entry's key. Of that strategy
+    only an API server that is up knows: none is started for it.
     """
     drafts = plans(request, project, select(request, project))
     chain = pipeline.fits(drafts, request, project)

@@ -208,7 +208,8 @@ def foretell(
     now = order.entry.launched
     caps_of = gate.with_budgets(accounts.supersede(before, whose, now), order)
     booked = _booking(account_name(run_id, experiment), experiment, order, lease, caps_of, plan, request)
-    booked = replace(booked, entry=replace(booked.entry, run=run_id))
+    entry = replace(booked.entry, run=run_id, key=booked.entry.key.replace(whose, run_id, 1))
+    booked = replace(booked, entry=entry)
     if not orders.is_capped(request, project) and not before.caps(whose):
         return Foretold(booked)
     try:

@@ -64,10 +64,16 @@ def of_run(shown: task.Task) -> task.Task:
     ports = job.ports_of(run_id)
     assert {key: shown["envs"].get(key) for key in ports} in (ports, dict.fromkeys(ports))
     envs = {key: value for key, value in shown["envs"].items() if key not in ports}
+    for moment in ("NEMO_SKY_FUSE_AT", "NEMO_SKY_FUSE_DEADLINE"):
+        if float(envs.get(moment, 0)) > 1e9 and envs[moment] != "inf":
+            envs[moment] = "then"
     same: task.Task = yaml.safe_load(task.dump({**shown, "envs": envs}).replace(run_id, "RUN"))
     terms = same.get("resources", {}).get("job_recovery", {}).get("nemo_sky", {})
     for time in ("began", "deadline"):
         terms[time] = terms.get(time) and "then"
+    if own := terms.get("reservation"):
+        assert own.startswith("RUN/")
+        terms["reservation"] = "RUN/its own"
     return same
 
 
