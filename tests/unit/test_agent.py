@@ -135,7 +135,7 @@ def test_an_interrupted_run_resumes_and_ends_as_if_it_had_not_been(rig: Rig, tmp
     # It cost, at a dollar a second, the whole first attempt, and the second until its model was published.
     trained = [event for event in events if event["type"] == "checkpoint"][-1]["ts"] - events[0]["ts"]
     second = made.producer["cost_usd"] - rig.journal(1)[-1]["cost_usd"]
-    assert trained - 0.01 <= second <= events[-1]["cost_usd"]
+    assert trained - 0.1 <= second <= events[-1]["cost_usd"]  # the event is written after the commit
 
 
 def test_what_was_not_committed_is_not_resumed(rig: Rig) -> None:
