@@ -31,6 +31,7 @@ e2e: setup
 
 # A real Slurm and an emulated AWS on this machine, for SkyPilot to launch on. Needs root and Debian, else it
 # skips and says why; with NEMO_SKY_RIGS=1 that is a failure.
+# RIGS names some of them; `-m ci` are those that .ci/run has the time for.
 RIGS ?= tests/rigs
 rigs: setup
 	$(BIN)/python -m pytest $(RIGS) -n 2 --dist loadscope -rs --durations 20

@@ -41,6 +41,7 @@ def whole(on: Launches) -> dict[str, float]:
     return metadata
 
 
+@pytest.mark.ci
 def test_on_demand_one_instance_and_two(on: Launches) -> None:
     one = on.launch(*SHORT, "--on-demand")
     two = on.launch(*SHORT, "--nodes", "2", "--force")
@@ -84,6 +85,7 @@ def test_left_alone_it_gives_its_instance_back(on: Launches, aws: AwsRig) -> Non
     assert on.show(run_id)["status"] == "SUCCEEDED"
 
 
+@pytest.mark.ci
 def test_spot_two_instances(on: Launches, aws: AwsRig) -> None:
     """A managed job whose two nodes have no filesystem in common."""
     aws.hold(10)
@@ -96,6 +98,7 @@ def test_spot_two_instances(on: Launches, aws: AwsRig) -> None:
     assert on.model(run_id)["producer"]["place"]["nodes"] == 2
 
 
+@pytest.mark.ci
 def test_three_preemptions_each_during_an_upload(on: Launches, aws: AwsRig, whole: dict[str, float]) -> None:
     aws.hold(180)
     run_id = on.detach(*LONG, "--spot", "--force")

@@ -68,6 +68,7 @@ def kill_api_server(slurm: SlurmRig) -> None:
             continue
 
 
+@pytest.mark.ci
 def test_one_node_and_two_give_the_same(on: Launches) -> None:
     one = on.launch(*SHORT)
     two = on.launch(*SHORT, "--nodes", "2", "--force")
@@ -87,6 +88,7 @@ def test_one_node_and_two_give_the_same(on: Launches) -> None:
     assert "published art://tiny-pretrain-model" in logged
 
 
+@pytest.mark.ci
 def test_a_ray_stage_on_two_nodes(on: Launches) -> None:
     done = on.launch("tiny", "data/prep/pretrain", "-c", "smoke", "--nodes", "2")
     assert "all 2 Ray nodes have joined" in on.project.run("runs", "logs", done["run_id"]).stdout
@@ -97,6 +99,7 @@ def test_a_ray_stage_on_two_nodes(on: Launches) -> None:
     assert [child["uri"] for child in up["children"]] == [done["output"]]
 
 
+@pytest.mark.ci
 def test_cancelled_and_launched_again(on: Launches) -> None:
     words = (*PACED, "steps=1200", "sleep=0.1", "save=50")
     run_id = on.detach(*words)
@@ -159,6 +162,7 @@ def test_a_managed_job_whose_api_server_is_killed(gated: tuple[Launches, Gate], 
     )
 
 
+@pytest.mark.ci
 def test_a_managed_job_whose_allocation_is_cancelled(
     gated: tuple[Launches, Gate], slurm: SlurmRig, whole: dict[str, float]
 ) -> None:
