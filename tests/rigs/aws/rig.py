@@ -85,9 +85,11 @@ class AwsRig:
     def ssh(self, instance_id: str, command: str) -> list[str]:
         """The words that run a command on an instance."""
         address = next(item.address for item in self.instances() if item.id == instance_id)
-        key = next((self.folder / "home" / ".sky" / "clients").glob("*/ssh/sky-key"))
+        # One for each user whom SkyPilot has seen, as which a test launched: `sky` itself or nemo-sky.
+        keys = (self.folder / "home" / ".sky" / "clients").glob("*/ssh/sky-key")
         options = ("StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR")
-        ssh = ["ssh", "-T", "-i", str(key), *(word for option in options for word in ("-o", option))]
+        named = [*(("-i", str(key)) for key in keys), *(("-o", option) for option in options)]
+        ssh = ["ssh", "-T", *(word for words in named for word in words)]
         return [*ssh, f"{image.USER}@{address}", command]
 
     def capacity(self, zone: str, ok: bool, *, spot: bool = False) -> None:
