@@ -28,7 +28,7 @@ from launcher.cli.common import (
     print_json,
     stage_name,
 )
-from launcher.errors import UserError
+from launcher.errors import Refused, UserError
 
 NOT_READY = 3
 MARKS = {True: "ok", False: "FAILED", None: "unknown"}
@@ -64,6 +64,7 @@ def doctor(
 
     from launcher import clusters, preflight
     from launcher import launch as flow
+    from launcher.money import able
     from launcher.plan import Request, awaited, plans, select, to_task
 
     known: Context = context.obj
@@ -97,6 +98,10 @@ def doctor(
         drafts = plans(request, found, select(request, found))
         for draft, later in zip(drafts, awaited(drafts), strict=True):
             findings += preflight.of_inputs(draft, later, found, store)
+            try:
+                able.require(draft, to_task(draft, found, job_dir=""))
+            except Refused as unable:
+                findings.append(preflight.Finding("place", False, unable.message, unable.hint))
             findings += preflight.of_plan(draft, found, secrets)
         findings += preflight.controller(drafts)
         findings += preflight.quotas([to_task(draft, found, job_dir="") for draft in drafts])

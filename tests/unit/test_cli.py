@@ -331,6 +331,10 @@ def test_the_doctor_takes_secrets_from_where_a_launch_does(
     given = says("--secrets", str(home / "tokens"))
     assert "     ok  secrets: all are set\n" in given
     assert f"     ok  secrets file: {home / 'tokens'} is not copied to the nodes\n" in given
+    on_lambda = ["doctor", "demo", "prep", "--cloud", "lambda", "--spot"]
+    command = [sys.executable, "-m", "launcher.cli.main", *on_lambda]
+    shown = subprocess.run(command, capture_output=True, text=True, env=env).stdout
+    assert " FAILED  place: demo/prep is to run on spot on lambda: no spot market" in shown
 
 
 def test_the_doctor_refuses_what_it_would_ignore(run: Run) -> None:
