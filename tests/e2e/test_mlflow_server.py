@@ -15,37 +15,89 @@ from typing import Any
 
 import pytest
 
-from launcher.artifacts import registry
+from launcher.artifacts import checkpoints, registry
 from launcher.artifacts.store import FileStore
 from launcher.artifacts.uri import ArtifactRef
-from launcher.lineage import mlflow_view
+from launcher.lineage import mlflow_view, sync
 from launcher.lineage.mlflow_client import connected
+from tests.rig import make_rig
 
 START = 1_700_000_000.0
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[str]:
-    """The URI of an MLflow server on loopback with a database of its own."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    uri = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{tmp_path / 'mlflow.db'}"]
-    with (tmp_path / "server.log").open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=tmp_path)
+class Server:
+    """An MLflow server on loopback, its database below ``folder``; it may go away for a while."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.folder = folder
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Return when it answers."""
+        command = [sys.executable, "-m", "mlflow", "server", "--port", str(self.port), "--workers", "1"]
+        command += ["--backend-store-uri", f"sqlite:///{self.folder / 'mlflow.db'}"]
+        log = self.folder / "server.log"
+        with log.open("a") as output:
+            self.process = subprocess.Popen(command, stdout=output, stderr=output, cwd=self.folder)
         deadline = time.monotonic() + 90
         while True:
             try:
-                urllib.request.urlopen(f"{uri}/health", timeout=2).close()
-                break
+                urllib.request.urlopen(f"{self.uri}/health", timeout=2).close()
+                return
             except (urllib.error.URLError, OSError):
-                assert process.poll() is None, (tmp_path / "server.log").read_text()
-                assert time.monotonic() < deadline, (tmp_path / "server.log").read_text()
+                assert self.process.poll() is None, log.read_text()
+                assert time.monotonic() < deadline, log.read_text()
                 time.sleep(0.2)
-        yield uri
+
+    def stop(self) -> None:
+        """Return when its port is free."""
+        assert self.process
+        self.process.terminate()
+        self.process.wait(60)
+
+
+@pytest.fixture
+def away(tmp_path: Path) -> Iterator[Server]:
+    made = Server(tmp_path)
+    made.start()
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def server(away: Server) -> str:
+    return away.uri
+
+
+def test_a_server_that_goes_away_in_mid_run_gets_what_it_missed(away: Server, tmp_path: Path) -> None:
+    def look() -> Any:
+        with connected(away.uri) as client:
+            experiments = [item.experiment_id for item in client.search_experiments()]
+            found = client.search_runs(experiments, f"tags.`nemo_sky.run_id` = '{rig.run_id}'")
+        return found[0] if found else None
+
+    with make_rig(tmp_path / "run") as rig:
+        rig.job["tracking"] = away.uri
+        process = rig.start("20000", "save=5", "sleep=0.2")
+        rig.until(lambda: (seen := look()) and "loss" in seen.data.metrics, 100)
+        away.stop()
+        before = checkpoints.newest(rig.store, rig.run_id)
+        rig.until(lambda: checkpoints.newest(rig.store, rig.run_id) != before, 100)
+        away.start()
         process.terminate()
-        process.wait(30)
+        process.communicate(timeout=180)
+        assert process.returncode == 75
+        points = [p for e in rig.journal(1) if e["type"] == "metrics" for p in e["points"]]
+        sync.sync_run(rig.store, away.uri, rig.run_id)  # as `runs show` does, should the agent be behind
+    ended = look()
+    assert ended.info.status == "KILLED"
+    with connected(away.uri) as client:
+        history = client.get_metric_history(ended.info.run_id, "loss")
+    assert [(p.step, p.value) for p in history] == [(p["step"], p["value"]) for p in points]
+    assert [point["step"] for point in points] == list(range(1, len(points) + 1))
 
 
 def test_a_run_and_its_artifacts_on_a_server(server: str, tmp_path: Path) -> None:
