@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from tests.bridge.conftest import ROOT, make_project
+from tests.bridge.tiny_provider import STEP_S
 from tests.e2e.conftest import Project
 from tests.e2e.crash import kill_all, story, until_committed
 
@@ -106,7 +107,8 @@ def test_shimmed_pretrain_killed_resumed_at_another_tp_then_sft(project: Project
     whole = output_of(project, *PRETRAIN)
     assert whole["output"] == "art://nano3-pretrain-model:v1"
 
-    launcher = project.start("launch", *PRETRAIN, "--force")
+    slowly = Project(project.root, {**project.env, STEP_S: "0.5"})  # or it is done before the kill
+    launcher = slowly.start("launch", *PRETRAIN, "--force")
     until_committed(launcher)
     kill_all(project, launcher)
     killed = story(project)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import time
 from typing import Any
 
 VOCABULARY = 512
 LENGTH = 64
+STEP_S = "TINY_STEP_S"
+"""A variable: the seconds that a step takes at least, for who wants to come in between."""
 
 
 def tiny_pretrain_config() -> Any:
@@ -38,6 +42,8 @@ def _config(dataset: Any) -> Any:
     from megatron.bridge.training import config as bridge
     from megatron.core.distributed import DistributedDataParallelConfig
 
+    if step_s := float(os.environ.get(STEP_S, 0)):
+        torch.optim.optimizer.register_optimizer_step_pre_hook(lambda *_: time.sleep(step_s))
     model = GPTModelProvider(
         num_layers=2,
         hidden_size=64,
