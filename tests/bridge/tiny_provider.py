@@ -41,9 +41,10 @@ def _config(dataset: Any) -> Any:
     from megatron.bridge.models.gpt_provider import GPTModelProvider, local_layer_spec
     from megatron.bridge.training import config as bridge
     from megatron.core.distributed import DistributedDataParallelConfig
+    from torch.optim.optimizer import register_optimizer_step_pre_hook
 
     if step_s := float(os.environ.get(STEP_S, 0)):
-        torch.optim.optimizer.register_optimizer_step_pre_hook(lambda *_: time.sleep(step_s))
+        register_optimizer_step_pre_hook(lambda *_: time.sleep(step_s))
     model = GPTModelProvider(
         num_layers=2,
         hidden_size=64,
