@@ -29,11 +29,11 @@ def check(
     Only attempts of the same ``submission`` count: a launch by a person begins anew. An attempt without an
     end in its journal, or that was interrupted, was preempted; ``preemptions`` None allows any number.
     """
-    ends = [_end(events) for events in earlier if submission and _submission(events) == submission]
+    ends = [end_of(events) for events in earlier if submission and _submission(events) == submission]
     if ends and (last := ends[-1]) and _is_final(last, no_retry):
         reason = str(last.get("reason") or "it cannot succeed").removeprefix(_AGAIN)
         raise Ended(int(last["exit_code"]), f"{_AGAIN}{reason}")
-    lost = sum(1 for end in ends if end is None or end["status"] == "interrupted")
+    lost = sum(map(was_lost, ends))
     if preemptions is not None and lost > preemptions:
         raise Ended(LIMIT, f"preempted {lost} times, and --preemptions allows {preemptions}")
 
@@ -48,5 +48,11 @@ def _submission(events: Sequence[Event]) -> str | None:
     )
 
 
-def _end(events: Sequence[Event]) -> Event | None:
+def was_lost(end: Event | None) -> bool:
+    """Whether an attempt that ended so was preempted: it has no end in its journal, or was interrupted."""
+    return end is None or end["status"] == "interrupted"
+
+
+def end_of(events: Sequence[Event]) -> Event | None:
+    """The end of an attempt in its journal; None where it has none."""
     return events[-1] if events and events[-1]["type"] == "attempt_ended" else None

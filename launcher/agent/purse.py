@@ -155,7 +155,7 @@ class Purse:
         entry = Entry(
             own,
             job.run_id,
-            None if price is None else round(price * MICROS),
+            accounts.micros(price),
             now,
             self._lease.next(now),
             nodes=self._node.count,

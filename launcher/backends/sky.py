@@ -154,9 +154,9 @@ def cancel(run_dir: Path, grace_s: float | None = None) -> None:
     name = run_dir.name
     if ticket.request:
         sky_calls.withdraw(ticket.request)
+    seconds = SAVE_S if grace_s is None else grace_s
     for stage in (run_dir, *(run_dir.parent / other for other in together(run_dir))):
         if (state if stage == run_dir else status(stage)).status == "RUNNING":
-            seconds = SAVE_S if grace_s is None else grace_s
             sky_journal.let_it_save(stage, ticket.submitted_at, seconds)
     if ticket.managed:
         sky_calls.cancel_managed(ticket.job)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.agent import rendezvous
+from launcher.agent import limits, rendezvous
 from launcher.agent.ends import CANCELLED, INTERRUPTED
 from launcher.artifacts.store import Store, StoreError, open_store
 from launcher.errors import UserError
@@ -39,9 +39,9 @@ class Journals:
         """The newest attempt. There must be one."""
         return rendezvous.Attempt(self.store, self.run_id, int(self.attempts[-1][0].get("attempt", 0)))
 
-    def ends(self) -> list[str | None]:
-        """How each attempt ended in the agent's words, None for one that could not say."""
-        return [events[-1].get("status") for events in self.attempts]
+    def ends(self) -> list[Event | None]:
+        """How each attempt ended, None for one that could not say."""
+        return [limits.end_of(events) for events in self.attempts]
 
 
 def read(run_dir: Path, since: float) -> Journals | None:
@@ -93,8 +93,8 @@ def preemptions(run_dir: Path, since: float, recoveries: int, active: bool) -> i
         journals = read(run_dir, since)
         ends = journals.ends() if journals else []
         begun_again = ends if active else ends[:-1]
-        lost = sum(end is None or end == "interrupted" for end in ends[:-1])
-        return max(lost, recoveries - begun_again.count("failed"))
+        failed = sum(1 for end in begun_again if end and end["status"] == "failed")
+        return max(sum(map(limits.was_lost, ends[:-1])), recoveries - failed)
     return recoveries
 
 

@@ -96,15 +96,16 @@ def doctor(
             secrets=secrets,
         )
         drafts = plans(request, found, select(request, found))
-        for draft, later in zip(drafts, awaited(drafts), strict=True):
+        tasks = [to_task(draft, found, job_dir="") for draft in drafts]
+        for draft, task, later in zip(drafts, tasks, awaited(drafts), strict=True):
             findings += preflight.of_inputs(draft, later, found, store)
             try:
-                able.require(draft, to_task(draft, found, job_dir=""))
+                able.require(draft, task)
             except Refused as unable:
                 findings.append(preflight.Finding("place", False, unable.message, unable.hint))
             findings += preflight.of_plan(draft, found, secrets)
         findings += preflight.controller(drafts)
-        findings += preflight.quotas([to_task(draft, found, job_dir="") for draft in drafts])
+        findings += preflight.quotas(tasks)
     if json:
         print_json([asdict(item) for item in findings])
     else:

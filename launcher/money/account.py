@@ -312,6 +312,11 @@ def set_budget(account: Account, run: str | None, amount: int, by: str, at: int)
     return replace(account, runs={**account.runs, run: about})
 
 
+def micros(dollars: float | None) -> int | None:
+    """Micro-dollars; None, which is unknown, stays so."""
+    return None if dollars is None else round(dollars * MICROS)
+
+
 def money(micros: int) -> str:
     """``$12.34``; below a dollar with all its digits, for there cents are coarse."""
     if 0 < micros < MICROS:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from launcher.artifacts import checkpoints
 from launcher.money import caps, gate
-from launcher.money.account import MICROS, About, Account, Entry, money
+from launcher.money.account import MICROS, About, Account, Entry, micros, money
 from launcher.money.amounts import format_duration
 from launcher.money.lease import Lease
 from launcher.money.ledger import now_ms
@@ -55,11 +55,7 @@ def prices_of(plan: Plan, task: Task, capped: bool) -> tuple[int | None, int | N
     from launcher.money import prices
 
     price, on_demand = prices.prices_of(plan.profile, task, highest=capped)
-    return _micros(price), _micros(on_demand)
-
-
-def _micros(dollars: float | None) -> int | None:
-    return None if dollars is None else round(dollars * MICROS)
+    return micros(price), micros(on_demand)
 
 
 def of_launch(

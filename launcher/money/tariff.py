@@ -21,7 +21,7 @@ from launcher.artifacts.store import Store
 from launcher.clusters import Profile
 from launcher.errors import Refused
 from launcher.money import places, prices
-from launcher.money.account import MICROS, Account, Entry
+from launcher.money.account import MICROS, Account, Entry, micros
 from launcher.money.want import want_of
 
 
@@ -60,7 +60,7 @@ def of(profile: Profile, task: Mapping[str, Any], root: Path | None = None) -> l
             continue
         for offer in found:
             if not offer.floor and (paid := offer.total(market)) is not None:
-                both = (round(paid * MICROS), _micros(offer.total("on-demand")))
+                both = (round(paid * MICROS), micros(offer.total("on-demand")))
                 rates[Rate(offer.cloud, offer.region, offer.zone, market, *both)] = None
     return list(rates)
 
@@ -110,10 +110,6 @@ def _is_at(rate: Rate, entry: Entry) -> bool:
         return False
     # AWS's catalog names zones by ids, its nodes by letters of the account's own order.
     return None in (rate.zone, entry.zone) or cloud == "aws" or rate.zone == entry.zone
-
-
-def _micros(dollars: float | None) -> int | None:
-    return None if dollars is None else round(dollars * MICROS)
 
 
 def _key(run: str) -> str:

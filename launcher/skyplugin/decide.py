@@ -202,7 +202,7 @@ def _reserve(
     entry = Entry(
         f"{terms.run}/{uuid.uuid4().hex[:8]}",
         terms.run,
-        _micros(price),
+        accounts.micros(price),
         at,
         terms.lease.first(at),
         nodes=asked["nodes"],
@@ -210,7 +210,7 @@ def _reserve(
         cloud=place["cloud"],
         region=place["region"],
         zone=place["zone"],
-        on_demand=_micros(otherwise),
+        on_demand=accounts.micros(otherwise),
     )
 
     def step(held: Account) -> Account:
@@ -218,10 +218,6 @@ def _reserve(
         return accounts.reserve(held, entry, about)
 
     ledger.change(name, step)
-
-
-def _micros(dollars: float | None) -> int | None:
-    return None if dollars is None else round(dollars * MICROS)
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -20,11 +21,11 @@ def ask(place: project.Project) -> Ask:
     """Asks for the one stage there is: on ``infra`` with ``market`` and what else a request says."""
     add_stage(place.root, "f/x")
 
-    def request(infra: str, market: str | None = None, more: str = "", **words: object) -> plan.Request:
+    def request(infra: str, market: str | None = None, more: str = "", **words: Any) -> plan.Request:
         profile = place.root / "there.yaml"
         profile.write_text(f"extends: cloud\ninfra: {infra}\n{more}")
-        asked: dict[str, object] = {"cluster": str(profile), "placement": Placement(market=market), **words}
-        return plan.Request("f", "x", **asked)  # type: ignore[arg-type]
+        asked: dict[str, Any] = {"cluster": str(profile), "placement": Placement(market=market), **words}
+        return plan.Request("f", "x", **asked)
 
     return request
 
