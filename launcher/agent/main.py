@@ -184,6 +184,8 @@ def carry_out(order: Order, attempt: Attempt, record: Record, clock: output.Cloc
     def committed(checkpoint: Checkpoint, seconds: float) -> None:
         uri, size = store.uri(checkpoint.base), checkpoint.bytes
         record.event("checkpoint", step=checkpoint.step, uri=uri, bytes=size, seconds=round(seconds, 3))
+        with contextlib.suppress(StoreError):  # a node that goes once the log says so has told its journal
+            record.flush()
         say(f"committed checkpoint {checkpoint.step} ({size / 1e6:.1f} MB in {seconds:.1f} s)")
 
     watcher = Watch(attempt, node, keep=job.keep, restored=step, committed=committed)

@@ -1,6 +1,6 @@
 """Keeps the attempt within its budget and its deadline, with the launcher and everybody else dead.
 
-At every check the lease of the attempt in the ledger is renewed (``launcher.money.lease``). When the caps
+At every check the lease of the attempt in the ledger is renewed (``launcher.money.hold``). When the caps
 grant less than the next interval needs, the trainer is asked to save and the attempt ends as ``budget
 reached``, in time for what is granted. When the ledger cannot be asked, a capped attempt goes on only as far
 as it was granted before. What still runs when its lease is over ends there and then.
@@ -43,9 +43,8 @@ from launcher.agent.stop import Stop
 from launcher.artifacts.deadline import within
 from launcher.artifacts.store import StoreError
 from launcher.errors import Refused
-from launcher.money import account as accounts
-from launcher.money import failover
-from launcher.money.account import MICROS, About, Account, Closed, Entry, money
+from launcher.money.account import MICROS, About, Account, Closed, Entry, micros, money
+from launcher.money.hold import Hold
 from launcher.money.ledger import account_name, now_ms, open_ledger
 
 _LEAST_WAIT_S = 2.0  # for one call to the ledger, however short the interval
@@ -60,16 +59,14 @@ class Purse:
     """The attempt's entry in the ledger, from ``open`` to ``close``."""
 
     def __init__(self, job: Job, node: Node, attempt: Attempt, stop: Stop) -> None:
-        self._job, self._node, self._attempt, self._stop = job, node, attempt, stop
+        self._attempt, self._stop = attempt, stop
         self._ledger = open_ledger(attempt.store)
         self._name = account_name(job.run_id, job.money.experiment)
         self._lease = job.money.lease
-        self._capped = job.money.capped
+        self._hold = _hold(job, node, attempt.number)
         self._fuse = fuse.file_of(job.run_id)
         self._deadline = job.money.deadline
         self._began = _began(node, now_ms(), self._lease.setup)
-        self._entry: Entry | None = None
-        self._before = 0
         self._trouble = Once()
         self._ending, self._closing = threading.Event(), threading.Event()
         self._asking = threading.Lock()
@@ -81,34 +78,36 @@ class Purse:
         Raises Ended when the budget or the deadline does not allow another attempt, or the ledger fails
         under a cap. What the set-up has cost is in the ledger all the same.
         """
+        hold = self._hold
         late = self._deadline is not None and now_ms() >= self._lease.stop_at(self._deadline)
         if self._deadline is not None and not late:
-            if not self._capped:  # until a renewal says otherwise
+            if not hold.capped:  # until a renewal says otherwise
                 fuse.move(self._fuse, self._lease.burns_at(self._deadline) / 1000)
             threading.Thread(target=self._watch_deadline, name="deadline", daemon=True).start()
         try:
-            self._use(insist(lambda: self._ledger.change(self._name, self._begin), START_RETRY_S))
+            hold.take(insist(lambda: self._ledger.change(self._name, self._begin), START_RETRY_S))
         except StoreError as error:
-            if self._capped and not late:
+            if hold.capped and not late:
                 raise Ended(NO_STORE, f"a budget is set, but {error.message}") from error
             say(f"this attempt is not in the ledger: {error.message}")
         except Refused as refused:
             raise Ended(BUDGET, refused.message) from refused
         if late:
             raise Ended(DEADLINE, f"{DEADLINE_REACHED} before the attempt began")
-        if self._entry is None:
+        if hold.entry is None:
             return
-        if self._capped and now_ms() >= self._lease.stop_at(self._own_until()):
-            raise Ended(BUDGET, self._reached().reason or BUDGET_REACHED)
+        if hold.capped and now_ms() >= hold.stop_at:
+            raise Ended(BUDGET, self._why().reason or BUDGET_REACHED)
         self._thread.start()
 
     def clock(self, clock: Clock) -> Clock:
         """The clock that counts from the launch of the instances, after what the ledger knows of before."""
-        if self._entry is None or self._entry.price is None:
+        entry = self._hold.entry
+        if entry is None or entry.price is None:
             return clock
-        before = Spent(clock.before.hours, self._before / MICROS)
-        price = self._entry.price / MICROS
-        return replace(clock, began=self._entry.launched / 1000, before=before, price_per_hour=price)
+        before = Spent(clock.before.hours, self._hold.before / MICROS)
+        price = entry.price / MICROS
+        return replace(clock, began=entry.launched / 1000, before=before, price_per_hour=price)
 
     def close(self) -> None:
         """The attempt is over; the entry ends now, and the nodes soon, should nobody take them down."""
@@ -120,7 +119,7 @@ class Purse:
         """What is left to do takes no money worth a lease: the entry ends now, as far as can be said. One
         that cannot be settled counts to the end of its lease."""
         self._ending.set()
-        if self._entry is None:
+        if self._hold.entry is None:
             return
         if self._thread.is_alive() and self._closing.is_set():
             self._thread.join()
@@ -129,93 +128,32 @@ class Purse:
         except (StoreError, TimeoutError, Closed) as error:
             say(f"the ledger counts this attempt to the end of its lease: {error}")
 
-    def _own_until(self) -> int:
-        assert self._entry
-        return self._lease.own(self._entry.until)
-
-    @property
-    def _key(self) -> str:
-        assert self._entry
-        return self._entry.key
-
     def _begin(self, held: Account) -> Account:
-        """The account once this attempt has its entry: what the launcher, or the recovery strategy after it,
-        has reserved, unless an attempt had it already; else what FAILOVER has launched unasked."""
-        job, number, now = self._job, self._attempt.number, now_ms()
-        key = accounts.free(held, job.run_id) or job.money.reservation or ""
-        own = f"{job.run_id}/attempt-{number}"
-        if own in held.entries:
-            return held  # the reply was lost
-        with contextlib.suppress(Closed):
-            # Of what was waited for, FAILOVER may have spent a set-up on nodes that were lost in it.
-            began = None if self._began is None else self._began - self._lease.recovery
-            taken = accounts.adopt(held, key, number, self._node.place, began)
-            return accounts.renew(taken, key, self._lease.next(now))
-        price, place, pattern = job.price_per_hour, self._node.place, held.entries.get(key)
-        entry = Entry(
-            own,
-            job.run_id,
-            accounts.micros(price),
-            now,
-            self._lease.next(now),
-            nodes=self._node.count,
-            market=pattern.market if pattern else "on-demand",
-            cloud=place.get("cloud"),
-            region=place.get("region"),
-            zone=place.get("zone"),
-            on_demand=pattern.on_demand if pattern else None,
-            attempt=number,
-        )
-        facts = job.provenance
-        user, cluster = str(facts.get("user") or "unknown"), str(facts.get("cluster") or "unknown")
-        about = About(job.family, job.stage, user, cluster)
-        began = now - self._lease.setup if self._began is None else self._began
-        return failover.enter(held, entry, about, self._lease, now, began)
-
-    def _renew(self, held: Account) -> Account:
-        return accounts.renew(held, self._key, self._lease.next(now_ms()))
-
-    def _use(self, held: Account) -> None:
-        mine = [e for e in held.of(self._job.run_id) if e.attempt == self._attempt.number]
-        self._entry = mine[-1]
-        self._before = held.committed(self._job.run_id, without=self._key)
-        self._capped = bool(held.caps(self._job.run_id))
+        return self._hold.begin(held, now_ms(), self._began)
 
     def _watch(self) -> None:
         """Renew the lease twice in every interval; stop when it cannot reach the next one."""
-        assert self._entry
-        until = self._entry.until
+        hold = self._hold
         wait_ms = 0
-        why = self._reached()
         while not self._ending.wait(wait_ms / 1000):
-            now = now_ms()
             try:
-                self._use(self._change(self._renew))
-                until = self._entry.until
-                # Caps alone make a grant shorter than what was asked for.
-                late = Outcome("interrupted", INTERRUPTED, "the ledger took too long to answer")
-                why = self._reached() if until < self._lease.next(now) else late
-                self._trouble.over()
-            except (StoreError, TimeoutError) as error:
-                until = self._lease.at_worst(until, now)
-                why = Outcome("interrupted", INTERRUPTED, "the ledger could not be asked in time")
-                self._trouble.trouble(f"the ledger cannot be used now: {error}")
+                hold.look(self._change, now_ms)
             except Closed as error:
                 if self._ending.is_set():
                     break
-                until, why = now + self._lease.recovery, Outcome("interrupted", INTERRUPTED, error.message)
-            own = self._lease.own(until)
-            if self._capped:
-                last = own if self._deadline is None else min(own, self._deadline)
-                fuse.move(self._fuse, self._lease.burns_at(last) / 1000)
-            now, stop_at = now_ms(), self._lease.stop_at(own)
-            if self._capped and now >= stop_at:
-                self._ask(why)
+                hold.lose(now_ms(), error.message)
+            if hold.trouble:
+                self._trouble.trouble(f"the ledger cannot be used now: {hold.trouble}")
+            else:
+                self._trouble.over()
+            if hold.capped:
+                fuse.move(self._fuse, hold.burns_at(self._deadline) / 1000)
+            now = now_ms()
+            if hold.capped and now >= hold.stop_at:
+                self._ask(self._why())
                 break
-            wait_ms = self._lease.check // 2
-            if self._capped:
-                wait_ms = min(wait_ms, stop_at - now)
-        self._end_by(self._lease.dead_at(self._lease.own(until)) if self._capped else None, why)
+            wait_ms = hold.next_look(now) - now
+        self._end_by(hold.dead_at if hold.capped else None, self._why())
 
     def _watch_deadline(self) -> None:
         """Stop when the deadline leaves no more than a save and the teardown."""
@@ -234,7 +172,7 @@ class Purse:
             return
         say(f"{why.reason}, and the time to save is over")
         with contextlib.suppress(StoreError, TimeoutError, Closed):
-            if self._entry:
+            if self._hold.entry:
                 self._settle()
         os._exit(why.code)  # the command's guard ends what is left
 
@@ -247,17 +185,41 @@ class Purse:
         self._stop.ask(why)
 
     def _settle(self) -> None:
-        ended = now_ms() + self._lease.teardown
-        self._change(lambda held: accounts.settle(held, self._key, ended))
+        now = now_ms()
+        self._change(lambda held: self._hold.settled(held, now))
 
     def _change(self, step: Callable[[Account], Account]) -> Account:
         """One change of the account, which a store that hangs does not hold up."""
         seconds = max(_LEAST_WAIT_S, self._lease.check / 2000)
         return within(seconds, lambda: self._ledger.change(self._name, step))
 
-    def _reached(self) -> Outcome:
-        assert self._entry
-        return Outcome(BUDGET_REACHED, BUDGET, f"{BUDGET_REACHED} ({money(self._entry.cost)} this attempt)")
+    def _why(self) -> Outcome:
+        """How the attempt ends when its lease does."""
+        if self._hold.why:
+            return Outcome("interrupted", INTERRUPTED, self._hold.why)
+        assert self._hold.entry
+        spent = money(self._hold.entry.cost)
+        return Outcome(BUDGET_REACHED, BUDGET, f"{BUDGET_REACHED} ({spent} this attempt)")
+
+
+def _hold(job: Job, node: Node, number: int) -> Hold:
+    place, now = node.place, now_ms()
+    pattern = Entry(
+        f"{job.run_id}/attempt-{number}",
+        job.run_id,
+        micros(job.price_per_hour),
+        now,
+        now,
+        nodes=node.count,
+        cloud=place.get("cloud"),
+        region=place.get("region"),
+        zone=place.get("zone"),
+        attempt=number,
+    )
+    facts, terms = job.provenance, job.money
+    user, cluster = str(facts.get("user") or "unknown"), str(facts.get("cluster") or "unknown")
+    about = About(job.family, job.stage, user, cluster)
+    return Hold(pattern, about, terms.lease, terms.reservation, terms.capped)
 
 
 def obey(attempt: Attempt, stop: Stop, noticed: Callable[[str, float], None] = lambda *_: None) -> None:

@@ -31,6 +31,12 @@ class Lease:
         """The end of the lease that a launch needs: until the first check and the save after it."""
         return launched + self.setup + self.check + self.save + self.teardown
 
+    @property
+    def unseen(self) -> int:
+        """The longest that nodes run with no agent's look, until they are gone by their fuse. It is armed
+        once they have booted, for which the teardown has room."""
+        return self.burns_at(self.first(0)) + self.teardown
+
     def reserved(self, launched: int) -> int:
         """The end of what a launch reserves: its first lease, and ``recovery`` beyond it, which the agent's
         first look asks for."""
@@ -43,11 +49,6 @@ class Lease:
     def own(self, until: int) -> int:
         """How much of a lease that ends at ``until`` its agent may use; the times below count from it."""
         return until - self.recovery
-
-    def at_worst(self, until: int, now: int) -> int:
-        """The end of the lease when a renewal failed: it may have taken effect, and that may be a shorter
-        one, since the first lease has the set-up in it."""
-        return min(until, self.next(now))
 
     def stop_at(self, until: int) -> int:
         """When the trainer must be asked to save, for the nodes to be gone by ``until``."""

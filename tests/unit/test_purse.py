@@ -24,10 +24,12 @@ from launcher.artifacts.store import open_store
 from launcher.errors import Refused
 from launcher.money import account as accounts
 from launcher.money import failover, gate
-from launcher.money.account import HOUR_MS, MICROS, About, Account, Entry, charge
+from launcher.money.account import HOUR_MS, MICROS, About, Account, Closed, Entry, charge
 from launcher.money.caps import Caps
+from launcher.money.hold import Hold
 from launcher.money.lease import Lease
-from launcher.money.ledger import account_name, now_ms, open_ledger
+from launcher.money.ledger import Ledger, account_name, now_ms, open_ledger
+from tests.unit.money_world import Shaky
 
 MINUTE = 60_000
 LEASE = Lease(setup=20 * MINUTE, check=MINUTE, save=3 * MINUTE, teardown=5 * MINUTE, recovery=25 * MINUTE)
@@ -170,6 +172,22 @@ def test_a_budget_between_one_set_up_and_two_is_refused_by_what_is_missing() -> 
 # The purse itself, on this machine
 
 
+def test_an_attempt_whose_entry_another_took_over_stops_at_its_next_look() -> None:
+    ledger = Ledger(Shaky(random.Random(0)))
+    mine = Entry("r/attempt-1", "r", PRICE, 0, 0, attempt=1)
+    ledger.change("runs/r", lambda _: with_budget(900 * MICROS))
+    hold = Hold(mine, ABOUT, LEASE, None, capped=True)
+    hold.take(ledger.change("runs/r", lambda held: hold.begin(held, HOUR_MS, HOUR_MS)))
+    assert hold.stop_at > HOUR_MS
+    ledger.change("runs/r", lambda held: accounts.supersede(held, "r", HOUR_MS))
+    with pytest.raises(Closed) as closed:
+        hold.look(lambda step: ledger.change("runs/r", step), lambda: HOUR_MS)
+    hold.lose(HOUR_MS, closed.value.message)
+    assert hold.stop_at <= HOUR_MS
+    assert hold.dead_at <= HOUR_MS + LEASE.check // 2
+    assert hold.why == "the entry r/attempt-1 is settled: a later attempt took over"
+
+
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[None]:
     """What the agent's Stop does to this process's signals is undone."""
@@ -262,9 +280,9 @@ def test_an_instance_costs_from_shortly_before_it_started(tmp_path: Path) -> Non
 
 def test_of_several_nodes_and_of_what_failover_may_have_lost_none_is_counted_short(tmp_path: Path) -> None:
     """Node 0 need not be the oldest, and nodes that were lost in their set-up have left no entry."""
-    reserved(tmp_path, now_ms() - 30 * YEAR, budget=10**9)
+    reserved(tmp_path, now_ms() - 50 * YEAR, budget=10**9)
     slow = Lease(setup=20 * YEAR, check=MINUTE, save=MINUTE, teardown=MINUTE, recovery=HOUR_MS)
-    earliest = now_ms() - slow.setup - slow.recovery
+    earliest = now_ms() - slow.setup - slow.unseen
     assert adopted(tmp_path, cloud="aws", nodes=2, lease=slow) == pytest.approx(earliest, abs=5000)
 
 
