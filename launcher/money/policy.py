@@ -1,6 +1,7 @@
 """The spot policy: where to run now, and on which market. Pure functions, no clock, no I/O.
 
-    plan = make_plan(job, zones, prior, start)      once per launch: 0.1 s, or 0.4 s with two pools
+    plan = make_plan(job, zones, prior, start)      once per launch: 0.1 s, or 0.4 s with two pools; five
+                                                    times that with a budget that may not be enough
     memory = observe(memory, offers, now)           at each tick: what the market shows
     decide(plan, state, offers, now) -> Launch | Keep | Wait | Stop      well under a millisecond
 
@@ -12,8 +13,8 @@ expectation, exactly and whatever the model believes:
 
 1. *Deadline*: no action is taken after which on-demand could not finish in time, if the job still can.
 2. *Budget*: no tick is begun that the budget cannot pay. While the budget could pay for finishing
-   on-demand, that reserve is never broken into; below it, spot alone works, and on-demand only once the
-   money lasts to the deadline or to the end of the work.
+   on-demand, that reserve is never broken into; below it, the job goes on as one with no more work than
+   the money that is left is expected to pay for.
 3. *Truth*: spot is launched only where it is offered.
 
 The same functions drive the simulation (``nemo-sky simulate``) and production: a tick is the interval at
@@ -124,7 +125,8 @@ class Pool:
 
 @dataclass(frozen=True)
 class Plan:
-    """What ``decide`` looks up; made by ``make_plan``. ``began`` is its time, in seconds from launch."""
+    """What ``decide`` looks up; made by ``make_plan``. ``began`` is its time, in seconds from launch;
+    ``columns`` are the slacks of its table, in ticks, from 0."""
 
     job: Job
     pools: tuple[Pool, ...]
@@ -133,6 +135,7 @@ class Plan:
     ticks: int
     work: int
     restart: int
+    columns: int
 
 
 def make_plan(
@@ -176,8 +179,11 @@ def make_plan(
         pools.append(Pool(group, _cheapest_up(group, shares, known), lives))
         markets.append(program.Market(whole.steps, pools[-1].price, hop))
     cell = availability.cells(start, job.tick, ticks)
-    table = program.solve(markets, cell, on_demand=job.on_demand, work=left, restart=restart)
-    return Plan(job, tuple(pools), table, began, ticks, left, restart)
+    # Short of money, it may have to be decided as if there were less work, which is more slack.
+    scarce = job.budget is not None and job.budget < (left + restart) * job.on_demand * job.tick / 3600
+    least = 0 if scarce else left
+    table = program.solve(markets, cell, on_demand=job.on_demand, work=least, restart=restart)
+    return Plan(job, tuple(pools), table, began, ticks, left, restart, ticks - least + 1)
 
 
 def worn(price: float, life: float, restart: float) -> float:
@@ -226,9 +232,7 @@ def decide(plan: Plan, state: State, offers: Sequence[Offer], now: float) -> Dec
         return Stop("deadline")
     known = {zone for pool in plan.pools for zone in pool.zones}
     here = _Here(plan, state, {o.zone: o for o in offers if o.zone in known}, now)
-    expected, choice = here.cheapest()
-    if here.tight and expected > here.room:
-        choice = here.capped()
+    choice = here.cheapest()
     if job.budget is not None:
         affordable = here.room >= here.rate(choice) * job.tick / 3600 - 1e-9
         if not affordable or (choice is None and here.penniless):
@@ -249,7 +253,7 @@ class _Here:
         self.overhead = job.ticks(state.overhead) if state.place else 0
         self.slack = plan.ticks - self.t - self.work
         # More slack than the plan began with (work done elsewhere) is worth no less than that much.
-        self.column = min(self.slack, plan.ticks - plan.work)
+        self.column = min(self.slack, plan.columns - 1)
         self.up = [zone for zone, offer in offers.items() if offer.up]
         self.room = math.inf if job.budget is None else job.budget - state.spent
         self.tight = job.budget is not None and self._finish(self.overhead_of(ON_DEMAND)) > self.room
@@ -269,7 +273,10 @@ class _Here:
         return ((self.work if work is None else work) + overhead) * job.on_demand * job.tick / 3600
 
     def allowed(self, place: str | None) -> bool:
-        """Whether on-demand can still finish in time, and be paid, if this tick goes to ``place``."""
+        """Whether on-demand can still finish in time, and be paid, if this tick goes to ``place``; where the
+        money cannot pay for that, whether a stay there would do any work."""
+        if self.tight:
+            return place is None or self._useful(place)
         pending = self.overhead_of(place) if place else 1
         work = self.work - (place is not None and pending == 0)
         slack = self.slack - (pending > 0)
@@ -277,7 +284,7 @@ class _Here:
         if work > 0 and slack < after:
             return False
         paid = self.rate(place) * self.plan.job.tick / 3600
-        return self.tight or self.room - paid >= (self._finish(after, work) if work else 0.0) - 1e-9
+        return self.room - paid >= (self._finish(after, work) if work else 0.0) - 1e-9
 
     def later(self) -> NDArray[np.float32]:
         """Expected costs after this tick, by mode and slack, with each pool as it is now."""
@@ -301,49 +308,46 @@ class _Here:
     def wear(self, zone: str, pool: Pool) -> float:
         """$/h of work in a new stay there, with its restart spread over the time that it may last."""
         age = availability.state_of(True, self.now - self.seen(zone).since) - availability.CLASSES
-        life = min(float(pool.lives[zone][age]), self.work + self.plan.restart)
-        return worn(self.rate(zone), life, self.plan.restart)
+        rate, life = self.rate(zone), min(float(pool.lives[zone][age]), self.work + self.plan.restart)
+        if rate > 0:  # the stay ends with the money at the latest
+            life = min(life, self.room / (rate * self.plan.job.tick / 3600))
+        return worn(rate, life, self.plan.restart)
 
-    def cheapest(self) -> tuple[float, str | None]:
+    def cheapest(self) -> str | None:
         """The action of least expected cost among those that keep the deadline and, while it can pay for
-        finishing on-demand, the budget; and that cost, in dollars."""
+        finishing on-demand, the budget. Where it cannot, and the rest is expected to cost more than there is,
+        the action that would be best if the work were only so much as the money is expected to pay for."""
         plan, place = self.plan, self.state.place
+        # Less work is more slack: the columns after this one.
+        columns = np.arange(self.column, plan.columns if self.tight else self.column + 1)
         later = self.later()
-        options: list[tuple[float, bool, str | None]] = []
+        found: list[tuple[NDArray[np.float32], bool, str | None]] = []
 
         def add(where: str | None, rate: float, first: int) -> None:
             pending, levels = self.overhead_of(where) if where else 0, plan.table.levels
             level = min(max(pending - 1, 0), levels - 1)
             # Overhead that is no mode of its own is paid in slack at once.
-            column = self.column - (where is None or pending > 0) - (max(pending - 1, 0) - level)
-            if column >= 0:
-                options.append((rate + float(later[first + level, column]), where != place, where))
+            lost = (where is None or pending > 0) + (max(pending - 1, 0) - level)
+            costs = np.full(len(columns), np.inf, np.float32)
+            costs[columns >= lost] = rate + later[first + level, columns[columns >= lost] - lost]
+            found.append((costs, where != place, where))
 
         for where, rate, first in ((None, 0.0, 0), (ON_DEMAND, plan.job.on_demand, 1)):
             if self.allowed(where):
                 add(where, rate, first)
         for i, pool in enumerate(plan.pools):
             spots = [zone for zone in pool.zones if zone in self.up and self.allowed(zone)]
-            found = [place] if place in spots else []
+            options = [place] if place in spots else []
             if spots:
-                found.append(min(spots, key=lambda zone, pool=pool: self.wear(zone, pool)))  # type: ignore[misc]
-            for where in dict.fromkeys(found):
+                options.append(min(spots, key=lambda zone, pool=pool: self.wear(zone, pool)))  # type: ignore[misc]
+            for where in dict.fromkeys(options):
                 add(where, pool.price, 1 + (i + 1) * plan.table.levels)
-        if not options:
-            return math.inf, place if place is not None else ON_DEMAND
-        rate, _, where = min(options, key=lambda option: option[:2])
-        return rate * plan.job.tick / 3600, where
-
-    def capped(self) -> str | None:
-        """The budget cannot pay for finishing on-demand: the most work for the money that is left."""
-        job, place = self.plan.job, self.state.place
-        left = self.plan.ticks - self.t
-        if self.room >= left * job.on_demand * job.tick / 3600 and self._useful(ON_DEMAND):
-            return place if place in self.up else ON_DEMAND
-        if place in self.up:
-            return place
-        useful = [zone for zone in self.up if self._useful(zone)]
-        return min(useful, key=lambda zone: self.offers[zone].price, default=None)
+        if not found:
+            return place if place is not None else ON_DEMAND
+        least = np.min([costs for costs, _, _ in found], axis=0) * plan.job.tick / 3600
+        paid = np.flatnonzero(least <= self.room)
+        at = int(paid[0]) if len(paid) and self.tight else -1
+        return min(found, key=lambda option: (option[0][at], option[1]))[2]
 
     def _useful(self, place: str) -> bool:
         """Whether a stay at ``place`` would still do some work before the deadline and within the budget."""

@@ -66,12 +66,13 @@ def solve(
     grid = np.indices(shape)  # the state of each pool, over all situations
     up = [UP[state] for state in grid]
     down = [~one for one in up]
-    times, kept = [], []
+    times = np.array([t for t in range(ticks) if t % stride == 0 or t >= ticks - last])
+    slab = np.searchsorted(times, np.arange(ticks), side="right") - 1
+    kept = np.empty((len(times), *value.shape), np.float32)
     for t in range(ticks - 1, -1, -1):
         later = _expected(value, [matrix[cell[t]] for matrix in matrices])
-        if t % stride == 0 or t >= ticks - last:
-            times.append(t)
-            kept.append(later)
+        if times[slab[t]] == t:
+            kept[slab[t]] = later
         best = np.minimum(_slower(later[0]), on_demand + _started(later[1 : 1 + levels], restart))
         for i, pool in enumerate(pools):
             stay = later[1 + (i + 1) * levels :][:levels]
@@ -88,8 +89,7 @@ def solve(
                 value[k] += np.float32(pool.hop) * (best - value[k])
                 value[k][down[i]] = best[down[i]]
         value[..., ticks - t :] = 0.0
-    slab = np.searchsorted(times[::-1], np.arange(ticks), side="right") - 1
-    return Table(np.stack(kept[::-1]), slab, levels)
+    return Table(kept, slab, levels)
 
 
 def _expected(value: Values, steps: Sequence[Values]) -> Values:

@@ -231,7 +231,7 @@ def _planned(
         deadline=horizon,
         restart=restart,
         on_demand=here.on_demand,
-        budget=None if here.room is None else here.spent + here.room,
+        budget=None if here.room is None else max(here.room, 1e-6),  # from now on
         tick=max(terms.lease.check / 1000, horizon / PLAN_TICKS),
     )
     left = max(here.work, 1.0)
@@ -250,7 +250,7 @@ def _planned(
         return (Launch(ON_DEMAND) if here.place is None else Keep()), why
     overhead = max(restart - (now - here.since), 0.0) if here.place else 0.0
     since_launch = {zone: Memory(one.up, one.since - terms.began) for zone, one in memory.items()}
-    state = State(left, here.place, overhead, here.spent, since_launch)
+    state = State(left, here.place, overhead, memory=since_launch)
     decision = policy.decide(plan, state, market, elapsed)
     slack = terms.deadline - now - left
     return decision, f"the policy: {left / 3600:.2f} h of work, {slack / 3600:.2f} h more than that left"
