@@ -119,7 +119,8 @@ def checkpoints_of(
     plan: Plan, project: Project, request: Request, submitted: task.Task, store: Store
 ) -> dict[str, Any] | None:
     """What job.yaml says of checkpoints: of a run on spot also how often it saves, unless the launch itself
-    says that, and how long its nodes are expected to last, in seconds, by what earlier runs saw too."""
+    says that, and how long its nodes are expected to last, in seconds, by what earlier runs saw too:
+    anywhere, and in the zones that somebody knows."""
     kept: dict[str, Any] | None = plan.job["checkpoints"]
     spot = plan.managed and (plan.profile.spot or plan.profile.spot_first)
     every = project.money.checkpoint_every
@@ -134,7 +135,8 @@ def checkpoints_of(
 
     want = want_of(submitted)[0]
     kind = sightings.kind(want.gpus[0], want.count, want.nodes) if want.count else None
-    return {**kept, "every": every, "between_preemptions": sightings.mean_stay(store, kind, time.time())}
+    anywhere, by_zone = sightings.mean_stays(store, kind, time.time())
+    return {**kept, "every": every, "between_preemptions": anywhere, "between_by_zone": by_zone}
 
 
 def task_of(plan: Plan, project: Project, run_id: str) -> task.Task:

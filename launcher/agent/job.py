@@ -45,7 +45,8 @@ class Job:
     ``price_per_hour`` is in dollars for all nodes, None when unknown. ``keep`` is how many checkpoints stay,
     None for all.
     ``checkpoint_every`` is seconds, ``auto``, or None for what the recipe says; ``between_preemptions`` are
-    the seconds that nodes are expected to last, None where they stay.
+    the seconds that nodes are expected to last, None where they stay, ``between_by_zone`` those in zones that
+    are known.
     ``submission`` names the launch, which may suffer so many ``preemptions`` (None: any number).
     ``no_retry`` are the exit codes of the command that make no further attempt.
     """
@@ -69,6 +70,7 @@ class Job:
     recipe_fingerprint: str | None = None
     checkpoint_every: float | str | None = None
     between_preemptions: float | None = None
+    between_by_zone: Mapping[str, float] = field(default_factory=dict)
     money: Terms = field(default_factory=Terms)
 
 
@@ -165,6 +167,7 @@ def read_job(folder: Path) -> Job:
             recipe_fingerprint=values.get("recipe_fingerprint"),
             checkpoint_every=saved.get("every"),
             between_preemptions=saved.get("between_preemptions"),
+            between_by_zone=saved.get("between_by_zone") or {},
             money=_terms(values.get("money")),
         )
     except KeyError as error:

@@ -46,7 +46,8 @@ def choose(job: Job, zone: str | None, earlier: Sequence[Sequence[Event]]) -> Sa
         return None
     # The trainer's own part of a save is not seen: a step at least.
     checkpoint = max(median(took), step)
-    between = _between([one for one in earlier if _zone(one) == zone], job.between_preemptions)
+    expected = job.between_by_zone.get(zone or "", job.between_preemptions)
+    between = _between([one for one in earlier if _zone(one) == zone], expected)
     seconds = interval(checkpoint, between)
     return Saving(_steps(seconds, step), seconds, step, checkpoint, between)
 

@@ -117,14 +117,16 @@ def read_soon(
         return [], [f"what other runs saw is not known: {error.message}"]
 
 
-def mean_stay(store: Store, of: str | None, now: float) -> float:
+def mean_stays(store: Store, of: str | None, now: float) -> tuple[float, dict[str, float]]:
     """Seconds that a stay lasts in the mean on instances of the kind ``of``, None for any, by all that was
-    seen before ``now``."""
+    seen before ``now``: anywhere, and in each zone where such were seen."""
     reports, _ = read_soon(store, now)
     shipped = load_prior()
     zones = {*shipped, *(one.zone for report in reports for one in report.seen)}
-    ours = [zone for zone in zones if of is not None and zone.endswith(f"_{of}")]
-    return availability.mean_stay(joined(shipped, tallies(reports), {zone: zone for zone in ours}), ours)
+    ours = [zone for zone in zones if of is not None and zone.endswith(f"_{of}") and "|" not in zone]
+    known = joined(shipped, tallies(reports), {zone: zone for zone in ours})
+    by_zone = {zone.removesuffix(f"_{of}"): availability.mean_stay(known, [zone]) for zone in sorted(ours)}
+    return availability.mean_stay(known, ours), by_zone
 
 
 def _report(data: bytes, now: float, ends: _Ends) -> Report:

@@ -91,6 +91,9 @@ def test_the_interval_is_of_what_earlier_attempts_measured() -> None:
     twice = saving.choose(job_of(), "a", [journal(zone="a", save=4.0), journal("interrupted", "b", save=8.0)])
     assert twice
     assert (twice.checkpoint, twice.between) == (6.0, 5500.0), "b's preemptions say nothing of a"
+    known = saving.choose(job_of(between_by_zone={"a": 3000.0, "b": 9.0}), "a", [journal(zone="a")])
+    assert known
+    assert known.between == (3000 + 1000) / 2, "that zone's own history"
     ended = saving.choose(job_of(), None, [journal("failed")])
     assert ended
     assert ended.between == 11_000.0, "that was no preemption"
@@ -152,7 +155,7 @@ def test_a_launch_on_spot_leaves_it_to_the_agent_unless_it_is_fixed(
     told = job.checkpoints_of(plan, found, request, job.task_of(plan, found, "r"), store)
     assert told
     assert told.get("every") == every
-    assert ("between_preemptions" in told) == (every is not None)
+    assert ("between_preemptions" in told) == ("between_by_zone" in told) == (every is not None)
 
 
 def test_the_shipped_history_says_how_long_a_stay_lasts() -> None:

@@ -139,18 +139,25 @@ def test_the_last_stay_of_a_run_is_as_long_as_the_ledger_says(tmp_path: Path) ->
 
 def test_a_stay_of_this_kind_counts_for_how_long_one_lasts(tmp_path: Path) -> None:
     store = FileStore(tmp_path)
-    before = sightings.mean_stay(store, "h100_8", NOW)
+    before, by_zone = sightings.mean_stays(store, "h100_8", NOW)
     assert before == pytest.approx(availability.mean_stay(PRIOR), rel=0.01)
+    assert by_zone == {}
     seen = [
         Seen(NOW + n * HOUR + (0 if what == "launched" else 600), A, what, 1.0)
         for n in range(48)
         for what in ("launched", "lost")
     ]
     sightings.keep(store, "r", NOW, "runs/r", seen)
-    assert sightings.mean_stay(store, "h100_8", NOW + 100 * HOUR) < 0.9 * before
-    assert sightings.mean_stay(store, "a100_8", NOW + 100 * HOUR) > sightings.mean_stay(
-        store, "h100_8", NOW + 100 * HOUR
-    )
+    after, by_zone = sightings.mean_stays(store, "h100_8", NOW + 100 * HOUR)
+    assert after < 0.9 * before
+    assert by_zone == {"us-east-1a": after}
+    assert sightings.mean_stays(store, "a100_8", NOW + 100 * HOUR)[0] > after
+
+
+def test_each_zone_of_a_kind_has_its_own_mean_stay(tmp_path: Path) -> None:
+    anywhere, by_zone = sightings.mean_stays(FileStore(tmp_path), "v100_1", NOW)
+    assert len(by_zone) == 9
+    assert by_zone["us-east-1a"] < anywhere < by_zone["us-west-2b"]
 
 
 # The process that decides
