@@ -1,7 +1,7 @@
 """The spot policy: where to run now, and on which market. Pure functions, no clock, no I/O.
 
-    plan = make_plan(job, zones, prior, start)      once per launch: 0.1 s, or 0.4 s with two pools; five
-                                                    times that with a budget that may not be enough
+    plan = make_plan(job, zones, prior, start)      once per launch: 0.1 s, or 0.3 s with two pools; 0.3 s and
+                                                    2.5 s with a budget that may not be enough
     memory = observe(memory, offers, now)           at each tick: what the market shows
     decide(plan, state, offers, now) -> Launch | Keep | Wait | Stop      well under a millisecond
 

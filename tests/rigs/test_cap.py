@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.rigs.aws.rig import AwsRig
-from tests.rigs.launching import PACED, Launches, aws_project, capped, launching
+from tests.rigs.launching import PACED, Launches, aws_project, capped, eventually, launching, paced_loss
 from tests.rigs.slurm import SlurmRig
 
 CHECK_S, SETUP_S, TEARDOWN_S = 10, 75, 60
@@ -18,6 +18,8 @@ MONEY = f"money: {{check_every: {CHECK_S}s, setup: {SETUP_S}s, teardown: {TEARDO
 # machine takes to provision. What is left is not enough for the training, which takes 210 s.
 PAID_S = CHECK_S + SETUP_S + TEARDOWN_S + 25 + 120
 STEPS = 2100
+# As in test_fuse.py: a lease from the last renewal to the fuse; a look of the skylet, and the instances' end.
+LEASE_S, SKYLET_S = 45.0, 120.0
 WORDS = (*PACED, f"steps={STEPS}", "sleep=0.1", "save=100")
 
 
@@ -29,6 +31,48 @@ def test_on_slurm(slurm: SlurmRig, tmp_path: Path) -> None:
 def test_on_aws(aws: AwsRig, tmp_path: Path) -> None:
     stops_and_goes_on(capped(aws_project(aws, tmp_path / "project"), aws.profile, MONEY))
     assert not aws.instances()
+
+
+def test_on_aws_without_a_store(aws: AwsRig, tmp_path: Path) -> None:
+    """Nobody can say any more what was spent: the run goes as far as it was granted, and its instance too."""
+    on = capped(aws_project(aws, tmp_path / "project"), aws.profile, MONEY)
+    words = (*PACED, "steps=1200", "sleep=0.1", "save=100", "--on-demand", "--force", "--budget", "20")
+    run_id = on.detach(*words)
+    on.follow(run_id)
+    (before,) = on.show(run_id)["attempt_list"]
+    aws.silence(True)
+    try:
+        assert eventually(lambda: not aws.instances(), LEASE_S + SKYLET_S), "it outlived what it was granted"
+    finally:
+        aws.silence(False)
+    ended = on.show(run_id)
+    assert ended["status"] not in ("RUNNING", "SUCCEEDED")
+    assert 0 < ended["cost_usd"] <= 20
+    done = on.launch(*words)
+    assert (done["run_id"], done["metadata"]["step"]) == (run_id, 1200)
+    first, second = on.show(run_id)["attempt_list"]
+    assert first["checkpoints"][-1] >= before["checkpoints"][-1]
+    assert second["restored_from"] >= before["checkpoints"][-1]
+    assert done["metadata"]["final_loss"] == pytest.approx(paced_loss(1200), abs=1e-9)
+
+
+def test_on_aws_a_recovery_that_nobody_paid_for_keeps_the_cap(aws: AwsRig, tmp_path: Path) -> None:
+    """SkyPilot's FAILOVER asks nobody before it launches again; the agent on the new instance ends the job,
+    and that is not retried."""
+    on = capped(aws_project(aws, tmp_path / "project"), aws.profile, MONEY)
+    words = (*PACED, "steps=1000000", "sleep=0.1", "save=100", "--spot", "--force", "--retries", "3")
+    refused = on.launch(*words, "--budget", "0.000001", code=3)["said"]
+    (least,) = re.findall(r"with it \$([\d.]+) would begin", refused)
+    budget = 1.5 * float(least)  # a busy machine is slow to provision
+    run_id = on.detach(*words, "--budget", f"{budget:.6f}")
+    on.follow_into_training(run_id)
+    (spot,) = aws.instances()
+    aws.preempt(spot.id, notice=False)
+    ended = on.finish(run_id, 600)
+    assert ended["status"] == "BUDGET_REACHED"
+    assert [one["status"] for one in ended["attempt_list"]] == ["no end recorded", "budget reached"]
+    assert ended["cost_usd"] <= budget + ended["price_per_hour"] * CHECK_S / 3600
+    assert eventually(lambda: not aws.instances(), 120), "an instance was left running"
 
 
 def stops_and_goes_on(on: Launches) -> None:
