@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 AT_ONCE = 8
 """Runs whose state is asked for at the same time."""
 UNKNOWN = "UNKNOWN"
+NO_END = "no end recorded"
 """The status of a run whose place does not answer."""
 
 
@@ -91,6 +92,8 @@ def show(project: Project, run_id: str) -> dict[str, Any]:
         metrics.update(attempt.pop("metrics"))
     entries = _entries(store, run)
     ledger_costs, total = _costs(entries)
+    if state.active and attempts and attempts[-1]["status"] == NO_END:
+        attempts[-1]["status"] = "running"
     for attempt in attempts:
         attempt["cost_usd"] = ledger_costs.get(attempt["attempt"], attempt["cost_usd"])
     known_costs = [a["cost_usd"] for a in attempts if a["cost_usd"] is not None]
@@ -140,7 +143,7 @@ def attempt_facts(events: list[dict[str, Any]]) -> dict[str, Any]:
             case "attempt_started":
                 started = datetime.fromtimestamp(event["ts"], UTC).isoformat(timespec="seconds")
                 # Without an end the attempt was killed or still runs; its last event bounds its hours.
-                facts |= {"attempt": event["attempt"], "status": "no end recorded", "started_at": started}
+                facts |= {"attempt": event["attempt"], "status": NO_END, "started_at": started}
             case "restored":
                 facts["restored_from"] = event["step"]
             case "checkpoint":

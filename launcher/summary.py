@@ -115,7 +115,7 @@ def print_tree(node: Node) -> None:
         if image := made.get("image"):
             parts.append(str(image))
         cost = made.get("cost_usd")
-        parts.append("cost unknown" if cost is None else f"${cost:.2f}")
+        parts.append("cost unknown" if cost is None else f"${cost:.2f} when published")
         return f"[bold]{item.manifest.uri}[/bold]  {', '.join(parts)}"
 
     def grow(branch: Tree, item: Node) -> None:

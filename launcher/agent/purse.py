@@ -198,8 +198,9 @@ class Purse:
         if self._hold.why:
             return Outcome("interrupted", INTERRUPTED, self._hold.why)
         assert self._hold.entry
-        spent = money(self._hold.entry.cost)
-        return Outcome(BUDGET_REACHED, BUDGET, f"{BUDGET_REACHED} ({spent} this attempt)")
+        spent, kept = self._hold.spent(now_ms())
+        words = f"{money(spent)} this attempt, {money(kept)} kept to save and to go"
+        return Outcome(BUDGET_REACHED, BUDGET, f"{BUDGET_REACHED} ({words})")
 
 
 def _hold(job: Job, node: Node, number: int) -> Hold:

@@ -10,7 +10,16 @@ from typing import Annotated, Any
 
 import typer
 
-from launcher.cli.common import Context, JsonOption, ProjectOption, parsed, print_json, print_table, writable
+from launcher.cli.common import (
+    Context,
+    JsonOption,
+    ProjectOption,
+    parsed,
+    print_json,
+    print_table,
+    say,
+    writable,
+)
 from launcher.errors import UserError, did_you_mean
 
 
@@ -103,6 +112,7 @@ def cost(
         from launcher.money import charts
 
         charts.spending(story.spending(found), plot, title, facts.get("budget_usd"))
+        say(f"written: {plot}")
     if html and not found:
         raise UserError(f"{title}: nothing ran in the last {since}, so there is nothing to tell")
     if html:
@@ -110,6 +120,7 @@ def cost(
 
         stays = story.stays(store, found, now)
         runs.write_text(html, page.page(title, stays, facts, receipts.attempts(found, now), now))
+        say(f"written: {html}")
     if json:
         print_json({"total": facts, "rows": rows})
     elif as_csv:

@@ -142,10 +142,16 @@ def plan(
         )
     if json:
         print_json(_json(planned, result, rows, notes, deadline=limit, budget=cap))
-        return
-    _show(planned, result, rows if every else rows[:ROWS], cap)
-    for note in notes:
-        say(note)
+    else:
+        _show(planned, result, rows if every else rows[:ROWS], cap)
+        for note in notes:
+            say(note)
+    if not rows:
+        from launcher.money import offers, want
+
+        wrong = next(filter(None, map(offers.misnamed, want.want_of(task))), None)
+        hint = "`--region`, `--zone`, `--gpus` and the profile say where it may run, and on what"
+        raise Refused(wrong or f"no place can run {planned.name} so", hint=hint)
 
 
 def _planned(request: Request, project: Project) -> tuple[Plan, dict[str, Any], Store | None, list[str]]:
@@ -233,7 +239,9 @@ def _show(planned: Plan, result: Quote, rows: list[Row], budget: float | None) -
     print_table(COLUMNS, [_cells(row) for row in rows], empty="no place can run this")
     if len(rows) < len(result.rows):
         say(f"{len(result.rows) - len(rows)} more rows: --all")
-    if result.best and result.best.outlook:
+    if result.best and result.best.outlook and result.best.outlook.chance == 0:
+        print("best: none, for no place is expected to be done within these limits")
+    elif result.best and result.best.outlook:
         best, seen = result.best, result.best.outlook
         chance = "" if seen.chance is None else f", done within the limits with a chance of {seen.chance:.0%}"
         print(

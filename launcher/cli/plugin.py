@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from launcher.cli.common import Context, JsonOption, print_json
+from launcher.cli.common import Context, JsonOption, print_json, say
 from launcher.errors import Refused
 
 app = typer.Typer(
@@ -57,8 +57,12 @@ def status(context: typer.Context, json: JsonOption = False) -> None:
         print(f"the API server has the plugin {names.NAME} {server[names.NAME]}, which recovers spot jobs")
     elif half:
         print(f"the API server has {half}: set it to true in its ~/.sky/config.yaml, then {RESTART}")
+    elif trouble:
+        print("no API server answers that could have the plugin: `sky api start` starts one")
+        say(f"  {trouble}")
     else:
-        print(f"the API server does not have the plugin ({trouble or 'it answers, without it'})")
+        print(f"the API server answers, and does not have the plugin {names.NAME}")
+    if not ready and not half and not json:
         print(f"it is in {file}: {RESTART}" if listed else f"nor is it in {file}: `nemo-sky plugin install`")
     if not ready:
         raise SystemExit(NOT_READY)

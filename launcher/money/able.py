@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from launcher.errors import Refused, did_you_mean
 from launcher.money import places
-from launcher.money.want import Want, split_infra, want_of
+from launcher.money.want import MARKETS, Want, split_infra, want_of
 
 if TYPE_CHECKING:
     from launcher.plan import Plan
@@ -59,6 +59,7 @@ def require(plan: Plan, task: Task, *, goes_on: bool = False) -> None:
         return
     why = unable(cloud, want)
     if why is None:
+        _require_names(plan, want)
         return
     asks = {
         ONE_NODE: f"asks for {want.nodes} nodes",
@@ -69,6 +70,20 @@ def require(plan: Plan, task: Task, *, goes_on: bool = False) -> None:
     guess = did_you_mean(cloud, places.LAUNCHABLE | places.OWN) if why == UNKNOWN else ""
     hint = _HINTS.get(why, "the profile's `infra` names the place: CLOUD[/REGION[/ZONE]]")
     raise Refused(f"{plan.name} {asks} on {cloud}: {why}{guess}", hint=f"{hint}; {other}")
+
+
+def _require_names(plan: Plan, want: Want) -> None:
+    """Its catalog may know nothing of the kind there: then SkyPilot says so. But a name that it does not have
+    at all is a slip."""
+    from launcher.money import offers
+
+    try:
+        found, _ = offers.everywhere(replace(want, markets=MARKETS))
+        wrong = None if found else offers.misnamed(want)
+    except Refused:  # there is no catalog
+        return
+    if wrong:
+        raise Refused(f"{plan.name} cannot run there: {wrong}", hint="`nemo-sky plan` without it shows all places")
 
 
 def _require_spot_of_ones_own(plan: Plan, cloud: str, goes_on: bool) -> None:

@@ -76,7 +76,8 @@ class Order:
     ``recovery`` milliseconds beyond it for the next nodes, where SkyPilot's FAILOVER launches them unasked.
     ``unsaid`` are the caps where neither the launch nor the ledger gives one. ``expected`` is what is left
     of the run, None where that shall not count. ``spot_price`` is micro-dollars per hour of all nodes on
-    spot, for a launch that asks for on-demand; None where there is none or nobody knows. ``tail``: the
+    spot, for a launch that asks for on-demand; None where there is none or nobody knows. ``least_price``: the
+    same of the place that costs least, where ``--max-hourly`` leaves none. ``tail``: the
     milliseconds of a save and the teardown, which every attempt keeps back from its work; ``spot_recovery``:
     what FAILOVER would have it lease on spot, beyond its own ``recovery``. ``ends`` is the
     moment of the deadline in milliseconds since the epoch, None for one that counts from this launch;
@@ -89,6 +90,7 @@ class Order:
     unsaid: Caps
     expected: Expected | None = None
     spot_price: int | None = None
+    least_price: int | None = None
     recovery: int = 0
     tail: int = 0
     spot_recovery: int = 0
@@ -152,14 +154,15 @@ def check_price(order: Order) -> None:
             raise Refused("it has a cap, and nobody knows what it costs: unknown is not 0", hint=NO_PRICE)
         return
     if limit is not None and price > limit:
-        ways = []
+        ways, price = [], price if order.least_price is None else order.least_price
         if fewer := min(limit * nodes // price, nodes - 1):
             ways.append(f"--nodes {fewer} costs {money(price * fewer // nodes)}")
         if order.spot_price is not None and order.spot_price <= limit:
             ways.append(f"spot costs {money(order.spot_price)}")
         ways.append(f"--max-hourly {_typed(price)} would do")
         raise Refused(
-            f"{nodes} node{'s' if nodes > 1 else ''} cost {money(price)} per hour, "
+            f"{nodes} node{'s' if nodes > 1 else ''} cost {money(price)} per hour"
+            f"{'' if order.least_price is None else ' where they cost least'}, "
             f"{money(price - limit)} more than the {money(limit)} allowed",
             hint="; ".join(ways),
         )

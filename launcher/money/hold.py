@@ -97,6 +97,12 @@ class Hold:
         assert self.entry
         return accounts.settle(held, self.entry.key, now + self.lease.teardown)
 
+    def spent(self, now: int) -> tuple[int, int]:
+        """Micro-dollars of the attempt until now, and those of the rest of its lease."""
+        assert self.entry
+        so_far = accounts.charge(self.entry.price or 0, now - self.entry.launched)
+        return so_far, max(self.entry.cost - so_far, 0)
+
     @property
     def own_until(self) -> int:
         """The end of its own part of the lease."""

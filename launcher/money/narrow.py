@@ -23,9 +23,7 @@ def to_price(profile: Profile, task: Task, limit: int | None, root: Path | None 
     too, for its catalogs may be newer. The task is unchanged without a limit, where the profile or nobody
     says the price, and where no region is allowed: the gate then says by how much.
     """
-    if limit is None or profile.backend == "local" or profile.price_per_hour is not None:
-        return task
-    if (profile.infra or "").split("/")[0].lower() in places.OWN:
+    if limit is None or not _has_catalog(profile):
         return task
     resources, ways = alternatives(task["resources"])
     # A list of accelerators is SkyPilot's way to say which of them it shall try first.
@@ -47,6 +45,20 @@ def to_price(profile: Profile, task: Task, limit: int | None, root: Path | None 
         return {**task, "resources": {**task["resources"], **told}}
     resources.pop("infra", None)
     return {**task, "resources": {**resources, **told, "ordered" if in_order else "any_of": kept}}
+
+
+def least(profile: Profile, task: Task, root: Path | None = None) -> int | None:
+    """The lowest limit with which ``to_price`` keeps a region, in micro-dollars per hour of all nodes; None
+    where the catalogs do not say the price."""
+    if not _has_catalog(profile):
+        return None
+    costs = [cost for want in want_of(task) for cost in _dearest(want, root).values() if cost is not None]
+    return min(costs, default=None)
+
+
+def _has_catalog(profile: Profile) -> bool:
+    own = (profile.infra or "").split("/")[0].lower() in places.OWN
+    return profile.backend != "local" and profile.price_per_hour is None and not own
 
 
 def what_is_left(task: Task) -> str | None:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from launcher import fit
 from launcher.clusters import Profile
-from launcher.errors import Refused, UserError
+from launcher.errors import Refused, UserError, did_you_mean
 from launcher.money import able, catalogs, places
 from launcher.money.catalogs import DIGITS, Row
 from launcher.money.want import MARKETS, Market, Want, split_infra
@@ -173,6 +173,26 @@ def _in_zone(offer: Offer, zone: str | None) -> bool:
     if offer.cloud == "aws" and zone.lower().rstrip("abcdef") == offer.region.lower():
         return True
     return (offer.zone or "").lower() == zone.lower()
+
+
+def misnamed(want: Want, root: Path | None = None) -> str | None:
+    """The region, zone or GPU of ``want`` that its cloud's catalog does not have at all, in words, with the
+    nearest that it has; None where it has all of them, and where no cloud is named or no catalog is there."""
+    cloud, region, zone = split_infra(want.infra)
+    root = root or catalogs.folder()
+    if cloud not in catalogs.clouds(root):
+        return None
+    rows = catalogs.read(root, cloud)
+    asked = [("region", region, {row.region for row in rows})]
+    if not (cloud == "aws" and zone and zone[:-1] in {row.region for row in rows}):  # a letter: see _in_zone
+        asked.append(("zone", zone, {row.zone for row in rows if row.zone}))
+    gpus = {row.gpu for row in rows if row.gpu}
+    if not {gpu.lower() for gpu in want.gpus} & {gpu.lower() for gpu in gpus}:  # of several one will do
+        asked += [("GPU", gpu, gpus) for gpu in want.gpus]
+    for what, name, known in asked:
+        if name and known and name.lower() not in {one.lower() for one in known}:
+            return f"there is no {what} {name!r} in SkyPilot's catalog of {cloud}{did_you_mean(name, known)}"
+    return None
 
 
 def _nothing(want: Want, region: str | None, zone: str | None) -> str:

@@ -93,12 +93,23 @@ def of_launch(
         request.caps,
         caps.unsaid(project.money),
         spot_price=other,
+        least_price=_least(plan, task, request, project, price),
         recovery=lease.recovery if capped else 0,
         tail=lease.save + lease.teardown if capped else 0,
         # Whether the plugin is there is asked only of a launch on spot: this one says what would do without.
         spot_recovery=lease.setup + lease.teardown - lease.recovery,
         ends=request.deadline_at,
     )
+
+
+def _least(plan: Plan, task: Task, request: Request, project: Project, price: int | None) -> int | None:
+    """The least that ``--max-hourly`` would have to be, where it leaves no place at ``price``."""
+    limit = caps.hourly(request.caps, caps.unsaid(project.money))
+    if limit is None or price is None or price <= limit:
+        return None
+    from launcher.money import narrow
+
+    return narrow.least(plan.profile, task)
 
 
 def expecting(

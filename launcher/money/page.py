@@ -135,9 +135,10 @@ def _card(name: str, value: object) -> str:
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
-    head = "".join(f"<th>{escape(_words(name))}</th>" for name in rows[0])
+    columns = [name for name in rows[0] if name != "so_far_usd" or any(row[name] is not None for row in rows)]
+    head = "".join(f"<th>{escape(_words(name))}</th>" for name in columns)
     body = "".join(
-        "<tr>" + "".join(f"<td>{escape(_value(name, value))}</td>" for name, value in row.items()) + "</tr>"
+        "<tr>" + "".join(f"<td>{escape(_value(name, row[name]))}</td>" for name in columns) + "</tr>"
         for row in rows
     )
     return f"<table><tr>{head}</tr>{body}</table>"

@@ -98,7 +98,8 @@ def by_group(found: Sequence[Line], by: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def attempts(found: Iterable[Line], now: int) -> list[dict[str, Any]]:
-    """One row for each attempt."""
+    """One row for each attempt. One that is open costs as much as its lease; ``so_far_usd`` is what it has
+    cost by now."""
     return [
         {
             "run": line.entry.run,
@@ -107,9 +108,10 @@ def attempts(found: Iterable[Line], now: int) -> list[dict[str, Any]]:
             "place": place_of(line.entry),
             "nodes": line.entry.nodes,
             "launched_at": _utc(line.entry.launched),
-            "hours": round((line.entry.end - line.entry.launched) / HOUR_MS, 4),
+            "hours": round((line.entry.end - line.entry.launched) / HOUR_MS, 6),
             "price_per_hour": None if line.entry.price is None else line.entry.price / MICROS,
             "cost_usd": None if line.entry.price is None else line.entry.cost / MICROS,
+            "so_far_usd": _so_far(line.entry, now),
             "on_demand_per_hour": None if line.entry.on_demand is None else line.entry.on_demand / MICROS,
             "saved_usd": None if (saved := saved_by(line.entry)) is None else saved / MICROS,
             "state": _state(line.entry, now),
@@ -175,6 +177,7 @@ def waste(store: Store, found: Sequence[Line]) -> dict[str, Any]:
     tokens = 0.0
     for run in dict.fromkeys(line.entry.run for line in found):
         journals = {events[0].get("attempt"): events for events in sync.attempts(store, run)}
+        counted, by_speed = 0.0, 0.0
         for line in found:
             events = journals.get(line.entry.attempt)
             if line.entry.run != run:
@@ -187,7 +190,9 @@ def waste(store: Store, found: Sequence[Line]) -> dict[str, Any]:
             setup += charge(line.entry.price or 0, work - line.entry.launched)
             kept = kept_until(events, line.entry.end)
             lost += charge(line.entry.price or 0, line.entry.end - kept) if kept else 0
-            tokens += _tokens(events, kept) if kept else 0.0
+            counted = max(counted, _counted(events, kept == line.entry.end))
+            by_speed += _by_speed(events, kept) if kept else 0.0
+        tokens += counted or by_speed
     cost = sum(line.entry.cost for line in found) / MICROS
     return {
         "setup_usd": setup / MICROS,
@@ -216,9 +221,24 @@ def _begun(events: Sequence[Event]) -> int | None:
     return next((_ms(event) for event in events if event["type"] == "metrics"), None)
 
 
-def _tokens(events: Sequence[Event], until: int) -> float:
-    """Tokens of the attempt up to ``until`` (milliseconds since the epoch), from its speed at the steps that
-    it reported. What came after is done once more by the next attempt, and counts there."""
+def _counted(events: Sequence[Event], all_kept: bool) -> float:
+    """The tokens of the run so far, as its trainer counts them over all attempts (``total_tokens``): at its
+    last step that was kept. 0 where it says none."""
+    last = max((event["step"] for event in events if event["type"] == "checkpoint"), default=0)
+    points = [
+        point
+        for event in events
+        if event["type"] == "metrics"
+        for point in event["points"]
+        if point["key"] == "total_tokens" and (all_kept or point["step"] <= last)
+    ]
+    return float(points[-1]["value"]) if points else 0.0
+
+
+def _by_speed(events: Sequence[Event], until: int) -> float:
+    """About the tokens of the attempt up to ``until`` (milliseconds since the epoch), of a trainer that says
+    its speed alone: pauses between two reports count as training. What came after is done once more by the
+    next attempt, and counts there."""
     points = [
         (float(point.get("ts") or event["ts"]), float(point["value"]))
         for event in events
@@ -239,6 +259,13 @@ def _seconds(when: float) -> float:
 
 def _ms(event: Event) -> int:
     return round(float(event["ts"]) * 1000)
+
+
+def _so_far(entry: Entry, now: int) -> float | None:
+    """Dollars of an attempt that is open; its cost has the rest of its lease in it. None for any other."""
+    if entry.price is None or not entry.is_open(now):
+        return None
+    return charge(entry.price, now - entry.launched) / MICROS
 
 
 def _state(entry: Entry, now: int) -> str:

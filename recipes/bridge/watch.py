@@ -70,8 +70,9 @@ class Watch:
         config = context.state.cfg
         seconds = max(time.monotonic() - self._marked_at, 1e-9)
         steps = self.step - self._marked_step
-        tokens = steps * config.train.global_batch_size * config.model.seq_length
-        values = {"tokens_per_second": tokens / seconds, "seconds_per_step": seconds / steps}
+        per_step = config.train.global_batch_size * config.model.seq_length
+        values = {"tokens_per_second": steps * per_step / seconds, "seconds_per_step": seconds / steps}
+        values["total_tokens"] = float(self.step * per_step)
         if self.loss is not None:
             values["loss"] = self.loss
         if context.grad_norm is not None:

@@ -286,6 +286,7 @@ class Log:
         )
         if self._parallel.leads:
             values = {"loss": loss, "lr": rate, "grad_norm": norm, "tokens_per_second": per_second}
+            values["total_tokens"] = state.tokens
             log_metrics(state.step, {**values, "step_ms": milliseconds, "memory_mb": memory})
         self.resume_clock()
 

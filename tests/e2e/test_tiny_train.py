@@ -83,6 +83,9 @@ def test_metrics_are_json_lines(root: Path) -> None:
     steps = [line["step"] for line in lines if "loss" in line]
     assert steps == list(range(5, 61, 5))
     assert all(line["tokens_per_second"] > 0 and line["memory_mb"] > 0 for line in lines if "loss" in line)
+    counted = [line["total_tokens"] for line in lines if "loss" in line]
+    assert counted == sorted(counted)
+    assert counted[0] > 0
 
 
 def test_a_killed_run_resumes_on_one_rank_with_the_same_loss(root: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +12,10 @@ import pytest
 from launcher import dry, launch, plan, project
 from launcher.clusters import Placement
 from launcher.errors import Refused
+from launcher.money import catalogs
 from tests.unit.test_plan import add_stage
 
+CATALOGS = Path(__file__).parents[1] / "fixtures" / "catalogs" / "v8"
 Ask = Callable[..., plan.Request]
 
 
@@ -28,6 +31,11 @@ def ask(place: project.Project) -> Ask:
         return plan.Request("f", "x", **asked)
 
     return request
+
+
+@pytest.fixture(autouse=True)
+def prices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(catalogs.FOLDER_ENV, str(CATALOGS))
 
 
 def refusals(said: list[str]) -> list[str]:
@@ -49,6 +57,14 @@ IMAGE = "image: nvcr.io/nvidia/nemo:26.04\n"
         ("kubernetes", "spot", "", 1, "there on GKE and with Karpenter only", "--ignore"),
         ("oci", None, IMAGE, 1, "f/x runs in the image nvcr.io.* on oci: no container", "containers: false"),
         ("verda", None, "", 1, "f/x cannot run on verda: nodes that idle are not", "another place"),
+        (
+            "aws/us-eats-1",
+            None,
+            "",
+            1,
+            "cannot run there: there is no region 'us-eats-1' .*mean 'us-east-1'",
+            "plan",
+        ),
         ("runpot", None, "", 1, "cannot run on runpot: SkyPilot .*; did you mean 'runpod'", "infra"),
     ],
 )

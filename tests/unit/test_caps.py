@@ -211,6 +211,9 @@ def test_the_hourly_cap_knows_what_would_fit() -> None:
     said = refusal(order(Caps(max_hourly=25_000_000), spot=12_000_000))
     assert "4 nodes cost $40.00 per hour, $15.00 more than the $25.00 allowed" in said
     assert "--nodes 2 costs $20.00; spot costs $12.00; --max-hourly 40.00 would do" in said
+    cheaper = refusal(replace(order(Caps(max_hourly=25_000_000)), least_price=31_500_000))
+    assert "4 nodes cost $31.50 per hour where they cost least, $6.50 more than the $25.00" in cheaper
+    assert "--nodes 3 costs $23.62; --max-hourly 31.50 would do" in cheaper
     assert "more than the $30.00" in refusal(order(Caps(), Caps(max_hourly=30_000_000))), "the project's"
 
 

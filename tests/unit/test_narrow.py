@@ -71,6 +71,14 @@ def test_places_stay_as_they_are_where_all_or_nothing_fits_or_the_profile_says_t
         assert "any_of" not in narrowed(profile, dollars)["resources"], profile
 
 
+@pytest.mark.parametrize("market", [{}, {"use_spot": True}])
+def test_the_least_limit_keeps_a_region_and_a_cent_less_keeps_none(market: dict[str, Any]) -> None:
+    least = narrow.least(clusters.load("aws", PROFILES), narrowed("aws", None, **market), CATALOGS)
+    assert least
+    assert narrowed("aws", least / MICROS, **market) != narrowed("aws", None, **market)
+    assert narrowed("aws", least / MICROS - 0.01, **market) == narrowed("aws", None, **market)
+
+
 def test_spot_first_keeps_its_order_and_each_market_its_own_regions() -> None:
     ways = [{"use_spot": True}, {"use_spot": False}]
     task = narrowed("aws", 120, ordered=ways)

@@ -141,6 +141,28 @@ def test_region_and_zone_narrow_and_a_letter_may_be_any_zone() -> None:
     nowhere = offers.find(Want(("H100",), 8, infra="aws/eu-west-9"), CATALOGS)
     assert nowhere.offers == ()
     assert nowhere.left_out["aws"] == "no H100:8 in eu-west-9"
+
+
+@pytest.mark.parametrize(
+    ("gpus", "infra", "wrong"),
+    [
+        (("H100",), "aws/us-eats-1", "no region 'us-eats-1' in SkyPilot's catalog of aws; did you mean"),
+        (("H100",), "aws/us-east-1/use1-az99", "no zone 'use1-az99' in SkyPilot's catalog of aws"),
+        (("H10",), "aws", "no GPU 'H10' in SkyPilot's catalog of aws; did you mean 'H100'?"),
+        (("H10", "h100"), "AWS/US-EAST-1", None),
+        (("H100",), "aws/us-east-1/us-east-1f", None),
+        (("H100",), None, None),
+        (("H100",), "no-such-cloud/there", None),
+    ],
+)
+def test_a_name_that_no_catalog_has_is_said(
+    gpus: tuple[str, ...], infra: str | None, wrong: str | None
+) -> None:
+    said = offers.misnamed(Want(gpus, 8, infra=infra), CATALOGS)
+    assert said is None if wrong is None else wrong in (said or "")
+
+
+def test_places_beyond_a_cloud() -> None:
     assert {place.split("/")[1] for place in found("H100", infra="*/us-east-1")} == {"us-east-1"}
 
 

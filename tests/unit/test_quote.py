@@ -237,6 +237,21 @@ def test_a_profiles_own_price_needs_no_catalog(
     assert "--deadline: '36' is not a duration" in capsys.readouterr().err
 
 
+def test_a_plan_without_a_place_is_refused_with_the_nearest_name(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", "nano3", "pretrain", "--cloud", "aws", "--project", str(ROOT), "--region"]
+    for region, wanted in (("us-eats-1", "did you mean 'us-east-1'?"), ("us-east-1", None)):
+        with pytest.raises(SystemExit) as end:
+            main([*words, region])
+        assert end.value.code == (Refused.exit_code if wanted else 0)
+        assert (wanted or "") in capsys.readouterr().err
+
+
+def test_a_plan_in_which_nothing_fits_calls_no_place_the_best(capsys: pytest.CaptureFixture[str]) -> None:
+    said = plan(capsys, "nano3", "pretrain", "--cloud", "aws", "--region", "us-east-1", "--budget", "50")
+    assert "best: none, for no place is expected to be done within these limits" in said
+    assert "$50.00 falls short by $" in said
+
+
 def test_without_catalogs_a_plan_says_how_to_get_them_and_what_it_knows(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -124,6 +124,18 @@ def test_tokens_that_were_lost_make_the_others_dearer(told: FileStore, tmp_path:
     assert receipts.waste(told, found)["usd_per_billion_tokens"] == round(5 / (1e6 * 720) * 1e9, 4)
 
 
+def test_a_trainer_that_counts_its_tokens_is_believed(told: FileStore, tmp_path: Path) -> None:
+    """Up to the last step that was kept, however long it paused."""
+    found = [line for line in receipts.lines(open_ledger(told)) if line.entry.key == "r-1"]
+    old = (tmp_path / "1.jsonl").read_text()
+    for seq, step, tokens, want in ((5, 2, 4e8, 4e8), (6, 9, 9e8, 4e8)):
+        count = {"key": "total_tokens", "value": tokens, "step": step}
+        more = json.dumps({"seq": seq, "type": "metrics", "ts": T / 1000 + 29 * 60, "points": [count]})
+        old += f"{more}\n"
+        told.put_bytes("runs/r/journal/1.jsonl", old.encode())
+        assert receipts.waste(told, found)["usd_per_billion_tokens"] == round(5 / want * 1e9, 4)
+
+
 def test_the_receipt_of_a_run_says_where_its_money_went(told: FileStore, ledger: Ledger) -> None:
     run = Run("r", "tiny", "pretrain", "default", "", "aws", "sky", 1, "", "", None, "", "", experiment="e")
     receipt = booking.settle(told, run, State("SUCCEEDED"))
