@@ -83,7 +83,8 @@ def _require_names(plan: Plan, want: Want) -> None:
     except Refused:  # there is no catalog
         return
     if wrong:
-        raise Refused(f"{plan.name} cannot run there: {wrong}", hint="`nemo-sky plan` without it shows all places")
+        hint = "`nemo-sky plan` without it shows all places"
+        raise Refused(f"{plan.name} cannot run there: {wrong}", hint=hint)
 
 
 def _require_spot_of_ones_own(plan: Plan, cloud: str, goes_on: bool) -> None:
