@@ -10,6 +10,7 @@ nothing else of it: ``/etc`` is a selection; ``/home``, ``/root``, ``/var``, ``/
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -235,3 +236,7 @@ def _run_inside(folder: Path, script: str) -> None:
     )
     if done.returncode:
         raise RuntimeError(f"the image of the emulated machines could not be built:\n{done.stderr[-3000:]}")
+    for path in binds():  # another checkout's machines are not to show where this one lies
+        for point in (path, *path.parents[:-2]):
+            with contextlib.suppress(OSError):  # it holds something, or is of a lower layer
+                (build / "upper" / point.relative_to("/")).rmdir()
