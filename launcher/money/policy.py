@@ -27,6 +27,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -339,7 +340,7 @@ class _Here:
             spots = [zone for zone in pool.zones if zone in self.up and self.allowed(zone)]
             options = [place] if place in spots else []
             if spots:
-                options.append(min(spots, key=lambda zone, pool=pool: self.wear(zone, pool)))  # type: ignore[misc]
+                options.append(min(spots, key=partial(self.wear, pool=pool)))
             for where in dict.fromkeys(options):
                 add(where, pool.price, 1 + (i + 1) * plan.table.levels)
         if not found:

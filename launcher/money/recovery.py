@@ -74,8 +74,8 @@ class Event:
 class Here:
     """The situation. ``spot`` ($/h of all nodes by zone) and ``on_demand`` (None: not allowed) are what may
     be launched, at 0 for one's own and, without a cap, where nobody knows the price; ``place`` is where it
-    runs, since ``since``, None for nowhere. ``work`` left in seconds, None when nobody knows; ``spent`` and
-    ``room`` (None without a cap) in dollars. ``others`` are what other runs saw of these zones;
+    runs, since ``since``, None for nowhere. ``work`` left in seconds, None when nobody knows; ``room`` in
+    dollars, None without a cap. ``others`` are what other runs saw of these zones;
     ``prior`` gives what is known of them, and is asked only where that is needed."""
 
     spot: Mapping[str, float]
@@ -83,7 +83,6 @@ class Here:
     place: str | None = None
     since: float = 0.0
     work: float | None = None
-    spent: float = 0.0
     room: float | None = None
     others: Sequence[Event] = ()
     prior: Callable[[], Prior] = availability.load_prior

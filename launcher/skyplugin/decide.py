@@ -72,7 +72,6 @@ def decide(asked: Mapping[str, Any], now: float) -> dict[str, Any]:
         place=running,
         since=max((event.at for event in events if event.what == "launched"), default=now),
         work=None if terms.work is None else max(terms.work - _done(store, terms.run), 0.0),
-        spent=held.committed(terms.run) / MICROS,
         room=None if left is None else left / MICROS,
     )
     reports, trouble = _share(store, terms, name, events if asked["event"] else None, now)

@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 from launcher.artifacts.store import StoreError
@@ -210,7 +211,7 @@ class World:
             if not (self.held()[name].of(run) if name in self.held() else []):
                 continue
             try:
-                held = self.ledger.change(name, lambda held: account.settle_run(held, run, self.now))  # noqa: B023
+                held = self.ledger.change(name, partial(account.settle_run, run=run, now=self.now))
             except StoreError:
                 continue
             latest = self.now + self.lease(run).teardown  # that its agent promised
@@ -250,7 +251,6 @@ class World:
             here = Here(
                 spot={"z": dollars},
                 on_demand=None,
-                spent=held.committed(run) / MICROS,
                 room=None if left is None else left / MICROS,
             )
             decision, _ = recovery.choose(terms, here, (), seconds)

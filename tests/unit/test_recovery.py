@@ -162,7 +162,7 @@ def test_whatever_happened_only_what_is_offered_and_paid_is_launched(
         deadline=None if deadline is None else deadline * HOUR,
         work=None if work is None else 4 * HOUR,
     )
-    here = Here(SPOT, on_demand, place, 0.0, None if work is None else work * HOUR, 5.0, room)
+    here = Here(SPOT, on_demand, place, 0.0, None if work is None else work * HOUR, room)
     decision, why = recovery.choose(asked, here, events, now)
     assert why
     if isinstance(decision, Launch):
